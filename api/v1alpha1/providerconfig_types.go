@@ -216,7 +216,7 @@ type ProviderMachines struct {
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=".status.conditions[?(@.type=='Ready')].reason"
 // +kubebuilder:printcolumn:name="Machines",type=integer,JSONPath=".status.machines.managed"
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=".metadata.creationTimestamp"
-// +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 63",message="the name of a ProviderConfig becomes a label value and must have at most 63 characters",fieldPath=".metadata.name"
+// +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 63",message="the name of a ProviderConfig becomes a label value and must have at most 63 characters"
 type ProviderConfig struct {
 	metav1.TypeMeta `json:",inline"`
 

@@ -340,7 +340,7 @@ type ClaimFailure struct {
 // +kubebuilder:printcolumn:name="Mode",type=string,JSONPath=".spec.mode",priority=1
 // +kubebuilder:printcolumn:name="Key",type=string,JSONPath=".status.key",priority=1
 // +kubebuilder:printcolumn:name="Message",type=string,JSONPath=".status.conditions[?(@.type=='Ready')].message",priority=1
-// +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 63",message="the name of a WorkClaim becomes a label value and must have at most 63 characters",fieldPath=".metadata.name"
+// +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 63",message="the name of a WorkClaim becomes a label value and must have at most 63 characters"
 type WorkClaim struct {
 	metav1.TypeMeta `json:",inline"`
 

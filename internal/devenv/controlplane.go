@@ -60,7 +60,7 @@ type ControlPlane struct {
 
 	mu                sync.Mutex
 	etcd              *proc.Process
-	apiserver         *proc.Process // nil when stopped
+	apiserver         *proc.Process // nil when killed
 	controllerManager *proc.Process
 }
 
@@ -167,7 +167,7 @@ func (c *ControlPlane) startFirstAPIServer(ctx context.Context) error {
 	return c.StartAPIServer(ctx)
 }
 
-// StartAPIServer starts an API server that was stopped or killed, at the same address, and returns when it is ready. It
+// StartAPIServer starts an API server that was killed, at the same address, and returns when it is ready. It
 // does nothing when it runs.
 func (c *ControlPlane) StartAPIServer(ctx context.Context) error {
 	c.mu.Lock()
@@ -209,17 +209,9 @@ func (c *ControlPlane) apiserverFlags() map[string]string {
 	}
 }
 
-// StopAPIServer ends the API server as a rolling update would, KillAPIServer as a crash would. StartAPIServer brings it back.
-func (c *ControlPlane) StopAPIServer(ctx context.Context) error {
-	return c.endAPIServer(ctx, syscall.SIGTERM)
-}
-
-// KillAPIServer ends the API server with SIGKILL.
+// KillAPIServer ends the API server as a crash does. StartAPIServer brings it back. There is no graceful stop: it would take
+// the minute that the API server gives its watches.
 func (c *ControlPlane) KillAPIServer() error {
-	return c.endAPIServer(context.Background(), syscall.SIGKILL)
-}
-
-func (c *ControlPlane) endAPIServer(ctx context.Context, signal syscall.Signal) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	process := c.apiserver
@@ -227,7 +219,7 @@ func (c *ControlPlane) endAPIServer(ctx context.Context, signal syscall.Signal) 
 	if process == nil {
 		return nil
 	}
-	return process.Stop(ctx, signal)
+	return process.Stop(context.Background(), syscall.SIGKILL)
 }
 
 // startControllerManager starts the controllers that finish deletions; a namespace and what an owner leaves behind would

@@ -53,6 +53,10 @@ type MachineSpec struct {
 }
 
 // MachineStatus is a view of the machine's row in the database.
+//
+// An empty status is refused: to those who compute an object's health it would look as though all was done. To wipe it,
+// remove it; it is then that of a new object.
+// +kubebuilder:validation:MinProperties=1
 type MachineStatus struct {
 	// conditions are Ready, Managed and Held, and Reconciling or Stalled while they are True. Ready means: recorded in
 	// the database, and nothing for a person to solve; it waits for no claim.
@@ -151,7 +155,7 @@ type ProvidedTag struct {
 type AgentStartedTag struct {
 	// startTime is when the agent was started, by the database's clock.
 	// +required
-	StartTime metav1.Time `json:"startTime,omitempty,omitzero"`
+	StartTime *metav1.Time `json:"startTime,omitempty"`
 
 	// publicKey is the agent's ed25519 public key, in base64.
 	// +optional
@@ -170,7 +174,7 @@ type CustomTag struct {
 
 	// setTime is when the tag was last set, by the database's clock.
 	// +optional
-	SetTime metav1.Time `json:"setTime,omitempty,omitzero"`
+	SetTime *metav1.Time `json:"setTime,omitempty"`
 }
 
 // MachineWork is a process that is being performed on a machine.
@@ -214,7 +218,7 @@ type MachineWork struct {
 
 	// startTime is when the work started, by the database's clock.
 	// +optional
-	StartTime metav1.Time `json:"startTime,omitempty,omitzero"`
+	StartTime *metav1.Time `json:"startTime,omitempty"`
 }
 
 // MachineBackoff is a period in which a process leaves a machine alone after a failure.
@@ -227,7 +231,7 @@ type MachineBackoff struct {
 
 	// until is when the period ends, by the database's clock.
 	// +required
-	Until metav1.Time `json:"until,omitempty,omitzero"`
+	Until *metav1.Time `json:"until,omitempty"`
 
 	// attempts is how often the process has failed on the machine since it last succeeded.
 	// +optional

@@ -164,6 +164,10 @@ type ProviderLimits struct {
 }
 
 // ProviderConfigStatus is what the database and the cluster know about a provider.
+//
+// An empty status is refused: to those who compute an object's health it would look as though all was done. To wipe it,
+// remove it; it is then that of a new object.
+// +kubebuilder:validation:MinProperties=1
 type ProviderConfigStatus struct {
 	// conditions are Ready and Managed, and Reconciling or Stalled while they are True. Ready means: work may be done to
 	// the provider's machines.

@@ -134,7 +134,7 @@ type WorkClaimSpec struct {
 
 	// backoff is how long a machine is left alone after a failure.
 	// +optional
-	// +default={}
+	// +default={"initialSeconds": 30, "maximumSeconds": 3600}
 	Backoff WorkBackoff `json:"backoff,omitempty,omitzero"`
 
 	// suspend stops new starts while it is true in any cluster's object of the key. Work that runs ends.
@@ -153,7 +153,7 @@ type WorkClaimSpec struct {
 // WorkBackoff is how long a machine is left alone after a failure: up to initialSeconds after the first, twice as long
 // after each further one up to maximumSeconds, at random within that (full jitter).
 // +kubebuilder:validation:XValidation:rule="!has(self.initialSeconds) || !has(self.maximumSeconds) || self.initialSeconds <= self.maximumSeconds",message="initialSeconds must not be above maximumSeconds, which is 3600 where it is left out"
-// +kubebuilder:validation:MinProperties=0
+// +kubebuilder:validation:MinProperties=1
 type WorkBackoff struct {
 	// initialSeconds bounds the period after the first failure.
 	// +optional
@@ -171,6 +171,10 @@ type WorkBackoff struct {
 }
 
 // WorkClaimStatus is what the database says was done for the claim's key.
+//
+// An empty status is refused: to those who compute an object's health it would look as though all was done. To wipe it,
+// remove it; it is then that of a new object.
+// +kubebuilder:validation:MinProperties=1
 type WorkClaimStatus struct {
 	// conditions are Ready, Managed, Finished, Complete and Failed, and Reconciling or Stalled while they are True.
 	// Finished is True for both ends; what the claim waits for is in Ready.
@@ -254,11 +258,11 @@ type WorkClaimStatus struct {
 
 	// startTime is when the claim was first taken up, by the database's clock.
 	// +optional
-	StartTime metav1.Time `json:"startTime,omitempty,omitzero"`
+	StartTime *metav1.Time `json:"startTime,omitempty"`
 
 	// completionTime is when the claim was finished, complete or failed, by the database's clock.
 	// +optional
-	CompletionTime metav1.Time `json:"completionTime,omitempty,omitzero"`
+	CompletionTime *metav1.Time `json:"completionTime,omitempty"`
 }
 
 // ClaimWork is work that is being done for a claim on one machine.
@@ -289,7 +293,7 @@ type ClaimWork struct {
 
 	// startTime is when the work started, by the database's clock.
 	// +optional
-	StartTime metav1.Time `json:"startTime,omitempty,omitzero"`
+	StartTime *metav1.Time `json:"startTime,omitempty"`
 
 	// step that the work is in, as the driver calls it.
 	// +optional

@@ -454,7 +454,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: backoff
       type:
         namedType: com.github.bmdb-dev.bmdb-operator.api.v1alpha1.WorkBackoff
-      default: {}
+      default:
+        initialSeconds: 30
+        maximumSeconds: 3600
     - name: completions
       type:
         scalar: numeric

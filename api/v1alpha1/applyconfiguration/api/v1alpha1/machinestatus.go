@@ -13,6 +13,9 @@ import (
 // with apply.
 //
 // MachineStatus is a view of the machine's row in the database.
+//
+// An empty status is refused: to those who compute an object's health it would look as though all was done. To wipe it,
+// remove it; it is then that of a new object.
 type MachineStatusApplyConfiguration struct {
 	// conditions are Ready, Managed and Held, and Reconciling or Stalled while they are True. Ready means: recorded in
 	// the database, and nothing for a person to solve; it waits for no claim.

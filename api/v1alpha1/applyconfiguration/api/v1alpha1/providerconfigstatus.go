@@ -13,6 +13,9 @@ import (
 // with apply.
 //
 // ProviderConfigStatus is what the database and the cluster know about a provider.
+//
+// An empty status is refused: to those who compute an object's health it would look as though all was done. To wipe it,
+// remove it; it is then that of a new object.
 type ProviderConfigStatusApplyConfiguration struct {
 	// conditions are Ready and Managed, and Reconciling or Stalled while they are True. Ready means: work may be done to
 	// the provider's machines.

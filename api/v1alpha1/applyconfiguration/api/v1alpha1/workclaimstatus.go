@@ -14,6 +14,9 @@ import (
 // with apply.
 //
 // WorkClaimStatus is what the database says was done for the claim's key.
+//
+// An empty status is refused: to those who compute an object's health it would look as though all was done. To wipe it,
+// remove it; it is then that of a new object.
 type WorkClaimStatusApplyConfiguration struct {
 	// conditions are Ready, Managed, Finished, Complete and Failed, and Reconciling or Stalled while they are True.
 	// Finished is True for both ends; what the claim waits for is in Ready.

@@ -1,0 +1,132 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bmdb
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/database"
+	"github.com/pressly/goose/v3/lock"
+
+	"github.com/bmdb-dev/bmdb-operator/bmdb/migrations"
+)
+
+const versionTable = "bmdb_schema_version"
+
+// Status is how far a database's schema has been migrated.
+type Status struct {
+	// Version is the number of the last migration that was applied; 0 for an empty database.
+	Version int64
+}
+
+func (s Status) compatible(minimum, latest int64) error {
+	switch {
+	case s.Version < minimum:
+		return fmt.Errorf("schema version is %d, this version works with %d to %d: %w", s.Version, minimum, latest, ErrSchemaTooOld)
+	case s.Version > latest:
+		return fmt.Errorf("schema version is %d, this version works with %d to %d: %w", s.Version, minimum, latest, ErrSchemaTooNew)
+	}
+	return nil
+}
+
+// Migrate brings the schema up to date and gives the database its identity and the built-in processes. It may be called by any number
+// of programs at once: one of them does it, under a lease in the database, and the others wait. It is idempotent, and goes on where an
+// earlier call was interrupted.
+func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) error {
+	db, err := openSQL(databaseURL)
+	if err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
+	defer db.Close()
+	provider, err := newProvider(db, true)
+	if err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
+	results, err := provider.Up(ctx)
+	if err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
+	if len(results) > 0 {
+		log.InfoContext(ctx, "migrated the schema", "migrations", len(results), "version", results[len(results)-1].Source.Version)
+	}
+	if err := seed(ctx, db); err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
+	return nil
+}
+
+// SchemaStatus tells how far the schema has been migrated, without changing anything.
+func SchemaStatus(ctx context.Context, databaseURL string) (Status, error) {
+	db, err := openSQL(databaseURL)
+	if err != nil {
+		return Status{}, fmt.Errorf("read schema version: %w", err)
+	}
+	defer db.Close()
+	store, err := database.NewStore(database.DialectPostgres, versionTable)
+	if err != nil {
+		return Status{}, fmt.Errorf("read schema version: %w", err)
+	}
+	var exists bool
+	if err := db.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM information_schema.tables WHERE table_schema = current_schema() AND table_name = $1)", versionTable).Scan(&exists); err != nil {
+		return Status{}, fmt.Errorf("read schema version: %w", err)
+	}
+	if !exists {
+		return Status{}, nil
+	}
+	version, err := store.GetLatestVersion(ctx, db)
+	if errors.Is(err, database.ErrVersionNotFound) {
+		return Status{}, nil
+	}
+	if err != nil {
+		return Status{}, fmt.Errorf("read schema version: %w", err)
+	}
+	return Status{Version: version}, nil
+}
+
+func openSQL(databaseURL string) (*sql.DB, error) {
+	config, err := pgx.ParseConfig(databaseURL)
+	if err != nil {
+		return nil, fmt.Errorf("parse database URL: %w", redactURL(err))
+	}
+	return stdlib.OpenDB(*config), nil
+}
+
+func newProvider(db *sql.DB, locked bool) (*goose.Provider, error) {
+	store, err := database.NewStore(database.DialectPostgres, versionTable)
+	if err != nil {
+		return nil, err
+	}
+	options := []goose.ProviderOption{goose.WithStore(store), goose.WithDisableGlobalRegistry(true)}
+	if locked {
+		// A lease in a table, not an advisory lock, which CockroachDB does not have. It does not fence: that is why each
+		// migration is idempotent.
+		locker, err := lock.NewPostgresTableLocker(lock.WithTableName("bmdb_schema_lock"))
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, goose.WithLocker(locker))
+	}
+	return goose.NewProvider(goose.DialectCustom, db, migrations.FS, options...)
+}
+
+// seed writes the rows that every database has. It is run after each migration, so that a new version's processes appear with it.
+func seed(ctx context.Context, db *sql.DB) error {
+	if _, err := db.ExecContext(ctx, sqlSeedIdentity, uuid.New()); err != nil {
+		return fmt.Errorf("give the database an identity: %w", err)
+	}
+	for _, p := range builtinProcesses() {
+		if _, err := db.ExecContext(ctx, sqlSeedProcess, p.Name, p.Slot, p.Requires, p.Forbids, p.Sets, p.Clears, p.Destructive, p.Convergent, p.indexed); err != nil {
+			return fmt.Errorf("register process %s: %w", p.Name, err)
+		}
+	}
+	return nil
+}

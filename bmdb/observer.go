@@ -1,0 +1,34 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bmdb
+
+import "time"
+
+// Observer is told what happens in the library, for metrics. Its methods are called from many goroutines, must not block, and must
+// not call back into the library.
+type Observer interface {
+	// SessionStarted and SessionEnded bracket the life of a session of this process. reason is closed, expired or ended.
+	SessionStarted()
+	SessionEnded(reason string)
+	// Beat follows each attempt to keep a session alive.
+	Beat(ok bool, took time.Duration)
+	// WorkStarted and WorkEnded bracket each work of this process. event is one of the Event constants.
+	WorkStarted(process string)
+	WorkEnded(process, event string, took time.Duration)
+	// WorkTakenOver follows the end of a dead session's work by this process's reaper.
+	WorkTakenOver(process string)
+	// TransactionRetried follows each attempt of a transaction that failed and is tried again. code is an SQLSTATE, or a word.
+	TransactionRetried(operation, code string)
+}
+
+// nobody is the Observer that does not care.
+type nobody struct{}
+
+func (nobody) SessionStarted()                           {}
+func (nobody) SessionEnded(string)                       {}
+func (nobody) Beat(bool, time.Duration)                  {}
+func (nobody) WorkStarted(string)                        {}
+func (nobody) WorkEnded(string, string, time.Duration)   {}
+func (nobody) WorkTakenOver(string)                      {}
+func (nobody) TransactionRetried(operation, code string) {}

@@ -1,0 +1,377 @@
+package bmdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/bmdb-dev/bmdb-operator/bmdb/model"
+)
+
+// Session is the liveness of one program in the database. Everything that it works on dies with it: its works' contexts are cancelled
+// before anyone else may start on their machines, and their locks are taken over by other programs. One session for each program is
+// enough. It is safe for concurrent use. The caller closes it.
+type Session struct {
+	// UUID is the session's identity in the database.
+	UUID uuid.UUID
+
+	conn   *Connection
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup
+
+	trusted  atomic.Int64 // boottime until which the session is trusted
+	lastBeat atomic.Int64 // unix nanoseconds of the last good beat, for people
+	proof    atomic.Int64 // boottime of the last commit over the work pool
+
+	ends   chan *endRequest
+	closed sync.Once
+	over   chan struct{} // closed when nothing of the session runs any more
+
+	mu    sync.Mutex
+	works map[uuid.UUID]*Work
+}
+
+// SessionOption changes how a session is run.
+type SessionOption func(*sessionOptions)
+
+type sessionOptions struct{ withoutMaintenance, withoutBeat bool }
+
+// WithoutMaintenance leaves the common chores of all programs to the others: ending dead sessions, sweeping, promoting due timers,
+// filling in processes. At least one program that uses the database must do them.
+func WithoutMaintenance() SessionOption {
+	return func(o *sessionOptions) { o.withoutMaintenance = true }
+}
+
+// withoutBeat makes a session that dies of its lease, for tests.
+func withoutBeat() SessionOption { return func(o *sessionOptions) { o.withoutBeat = true } }
+
+// StartSession starts a session and keeps it alive until it is closed, lost, or ctx ends, which closes it too. Unless the session is
+// started WithoutMaintenance, it also does its part of the chores that every program shares.
+func (c *Connection) StartSession(ctx context.Context, opts ...SessionOption) (*Session, error) {
+	var o sessionOptions
+	for _, opt := range opts {
+		opt(&o)
+	}
+	s := &Session{UUID: uuid.New(), conn: c, works: map[uuid.UUID]*Work{}, ends: make(chan *endRequest), over: make(chan struct{})}
+	sent := now()
+	err := c.transact(ctx, "start session", func(_ context.Context, tx *Tx) error {
+		sent = now()
+		tx.queue("StartSession", sqlStartSession, s.UUID, c.config.ComponentName, c.config.RuntimeInfo, c.config.Cluster, c.lease.length.Milliseconds())
+		return nil
+	})
+	if err != nil && !errors.Is(err, ErrAmbiguous) { // an ambiguous start is settled by the first beat
+		return nil, fmt.Errorf("start session: %w", err)
+	}
+	s.ctx, s.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	s.beaten(sent)
+	s.proof.Store(int64(sent))
+	c.observer.SessionStarted()
+	c.log.InfoContext(ctx, "started session", "session", s.UUID)
+	if !o.withoutBeat {
+		s.run(s.maintainLease)
+	}
+	s.run(s.guardTrust)
+	s.run(s.commitEnds)
+	if !o.withoutMaintenance {
+		m := newMaintenance(c)
+		for _, chore := range m.chores() {
+			s.run(chore)
+		}
+	}
+	context.AfterFunc(ctx, func() {
+		if s.ctx.Err() == nil {
+			closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.lease.margin()+time.Second)
+			defer cancel()
+			_ = s.Close(closing) // its error is logged
+		}
+	})
+	return s, nil
+}
+
+func (s *Session) run(loop func(ctx context.Context)) {
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		loop(s.ctx)
+	}()
+}
+
+// Done is closed when the session is over, by Close or by loss. The contexts of its works are cancelled by then.
+func (s *Session) Done() <-chan struct{} { return s.ctx.Done() }
+
+// Context is done when the session is over; context.Cause says why.
+func (s *Session) Context() context.Context { return s.ctx }
+
+// Expired tells whether the session is over.
+func (s *Session) Expired() bool { return s.ctx.Err() != nil || now() >= boottime(s.trusted.Load()) }
+
+// LastBeat is when the last beat succeeded, by the local clock; for display only.
+func (s *Session) LastBeat() time.Time { return time.Unix(0, s.lastBeat.Load()) }
+
+// Works is the number of works that are open under the session in this process.
+func (s *Session) Works() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.works)
+}
+
+func (s *Session) beaten(sent boottime) {
+	s.trusted.Store(int64(s.conn.lease.trusted(sent)))
+	s.lastBeat.Store(time.Now().UnixNano())
+}
+
+// maintainLease beats until the session is over. A beat that finds the lease gone or run out loses the session at once; an error of
+// the database does not: it is tried again, for as long as the session is trusted.
+func (s *Session) maintainLease(ctx context.Context) {
+	wait := s.conn.lease.beat()
+	for {
+		if !sleep(ctx, wait) {
+			return
+		}
+		start := now()
+		err := s.beat(ctx)
+		s.conn.observer.Beat(err == nil, now().sub(start))
+		wait = s.conn.lease.beat()
+		switch {
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, ErrSessionExpired):
+			s.lose("the database ended it")
+			return
+		case err != nil:
+			s.conn.log.WarnContext(ctx, "beat failed", "session", s.UUID, "error", err)
+			wait = min(wait, max(s.conn.lease.beat()/5, 50*time.Millisecond))
+		}
+	}
+}
+
+// beat extends the lease, proves that the work pool commits, and compares what the database believes with what this process does. A
+// session whose works can no longer be committed stops beating: it would only keep others away from their machines.
+func (s *Session) beat(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, max(s.conn.lease.margin(), 250*time.Millisecond))
+	defer cancel()
+	if err := s.provePool(ctx); err != nil {
+		return err
+	}
+	sent, alive := now(), false
+	var seen []sessionWork
+	err := sendOn(ctx, s.conn.beats,
+		statement{name: "Beat", sql: sqlBeat, args: []any{s.UUID, s.conn.lease.length.Milliseconds()}, read: func(rows pgx.Rows) error {
+			alive = rows.Next()
+			return nil
+		}},
+		statement{name: "SessionWorks", sql: sqlSessionWorks, args: []any{s.UUID, s.conn.lease.watch().Milliseconds()}, read: func(rows pgx.Rows) (err error) {
+			seen, err = pgx.CollectRows(rows, pgx.RowToStructByPos[sessionWork])
+			return err
+		}},
+	)
+	if err != nil {
+		return fmt.Errorf("beat: %w", err)
+	}
+	if !alive {
+		return ErrSessionExpired
+	}
+	s.beaten(sent)
+	s.compare(ctx, sent, seen)
+	return nil
+}
+
+// provePool commits something trivial through the pool that works commit through, while works are open and nothing else has proved it
+// lately.
+func (s *Session) provePool(ctx context.Context) error {
+	if s.Works() == 0 {
+		s.proof.Store(int64(now()))
+		return nil
+	}
+	if now().sub(boottime(s.proof.Load())) < s.conn.lease.beat() {
+		return nil
+	}
+	proving, cancel := context.WithTimeout(ctx, max(s.conn.lease.margin()/2, 100*time.Millisecond))
+	defer cancel()
+	if _, err := s.conn.pool.Exec(proving, "SELECT 1"); err == nil {
+		s.proof.Store(int64(now()))
+		return nil
+	} else if now().sub(boottime(s.proof.Load())) >= s.conn.lease.length {
+		return fmt.Errorf("the work pool has not committed for a lease: %w", err)
+	}
+	return nil
+}
+
+// sessionWork is a work as the database knows it. Old: for longer than half a lease. Detached: its claim's last view is gone.
+type sessionWork struct {
+	Machine  uuid.UUID
+	Process  string
+	WorkID   uuid.UUID
+	Old      bool
+	Detached bool
+}
+
+// compare ends what the database and this process disagree on: works that the database does not know any more are lost, works that
+// only the database knows are released, if they are too old to be a start under way.
+func (s *Session) compare(ctx context.Context, sent boottime, seen []sessionWork) {
+	known := make(map[uuid.UUID]sessionWork, len(seen))
+	for _, w := range seen {
+		known[w.WorkID] = w
+	}
+	var gone, detached []*Work
+	var unknown []endRequest
+	s.mu.Lock()
+	for id, w := range s.works {
+		if k, ok := known[id]; !ok && w.begun < sent && !w.ending.Load() {
+			gone = append(gone, w)
+		} else if k.Detached {
+			detached = append(detached, w)
+		}
+	}
+	for _, k := range seen {
+		if s.works[k.WorkID] == nil && k.Old {
+			unknown = append(unknown, endRequest{machine: k.Machine, process: k.Process, work: k.WorkID, event: EventReleased, cause: "no worker of its session knows it"})
+		}
+	}
+	s.mu.Unlock()
+	for _, w := range gone {
+		w.lose(ErrWorkLost)
+	}
+	for _, w := range detached {
+		w.cancel(errClaimGone)
+	}
+	if len(unknown) > 0 {
+		if _, err := s.conn.endAll(ctx, "release unknown works", s.actor(), unknown); err != nil {
+			s.conn.log.WarnContext(ctx, "releasing works that no worker knows failed", "session", s.UUID, "error", err)
+		}
+	}
+}
+
+// errClaimGone is the cause with which a work's context ends when its claim was deleted.
+var errClaimGone = errors.New("the claim was deleted")
+
+// guardTrust ends the session when it can no longer prove that it lives.
+func (s *Session) guardTrust(ctx context.Context) {
+	for {
+		left := boottime(s.trusted.Load()).sub(now())
+		if left <= 0 {
+			s.lose("no beat succeeded in time")
+			return
+		}
+		if !sleep(ctx, left) {
+			return
+		}
+	}
+}
+
+// lose ends the session in this process. The database, or the others, do the rest.
+func (s *Session) lose(why string) {
+	if s.ctx.Err() != nil {
+		return
+	}
+	s.conn.log.Warn("lost session", "session", s.UUID, "reason", why)
+	s.end("expired")
+}
+
+func (s *Session) end(reason string) {
+	s.closed.Do(func() {
+		s.cancel(ErrSessionExpired)
+		s.conn.observer.SessionEnded(reason)
+		go func() {
+			s.wg.Wait()
+			close(s.over)
+		}()
+	})
+}
+
+// Close ends the session and hands over at once: its lease is ended first, so that it starts nothing more, then its works' contexts
+// are cancelled, and what is still open is released. It waits for the session's own goroutines, not for those of its works. It may be
+// called after a loss, and twice.
+func (s *Session) Close(ctx context.Context) error {
+	_, expireErr := s.conn.beats.Exec(ctx, sqlExpireLease, s.UUID)
+	s.end("closed")
+	err := s.handOver(ctx)
+	select {
+	case <-s.over:
+	case <-ctx.Done():
+		err = errors.Join(err, ctx.Err())
+	}
+	if err = errors.Join(expireErr, err); err != nil {
+		s.conn.log.WarnContext(ctx, "closing session failed; its lease ends it", "session", s.UUID, "error", err)
+		return fmt.Errorf("close session %s: %w", s.UUID, err)
+	}
+	s.conn.log.InfoContext(ctx, "closed session", "session", s.UUID)
+	return nil
+}
+
+func (s *Session) handOver(ctx context.Context) error {
+	if err := s.conn.endWorksOf(ctx, s.UUID, EventReleased, "session closed", s.actor()); err != nil {
+		return err
+	}
+	return s.conn.transact(ctx, "end session", func(_ context.Context, tx *Tx) error {
+		tx.queue("EndSession", sqlEndSession, s.UUID, "closed")
+		return nil
+	})
+}
+
+// actor is who did something, in history.
+func (s *Session) actor() string { return s.conn.config.RuntimeInfo }
+
+// Transact runs fn in a transaction that takes place only while the session lives (ErrSessionExpired otherwise). fn may run more than
+// once and must not have effects outside of the database. Machines that it writes to are evaluated again in the same transaction. A
+// transaction that changes several machines names them in ascending order, or it may be tried again more often than needed.
+func (s *Session) Transact(ctx context.Context, fn func(q *model.Queries) error) error {
+	if s.Expired() {
+		return ErrSessionExpired
+	}
+	made := s.conn.newMadeMachines()
+	err := s.conn.transactAt(ctx, "transact", repeatableRead, func(ctx context.Context, tx *Tx) error {
+		made := made
+		s.queueGate(tx)
+		if err := fn(model.New(newRecorder(tx, made))); err != nil {
+			return err
+		}
+		tx.recomputeTouched()
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("transact: %w", err)
+	}
+	return nil
+}
+
+// queueGate lets a transaction go on only if the session lives.
+func (s *Session) queueGate(tx *Tx) {
+	tx.queueChecked("Gate", gate, []any{s.UUID}, func(rows pgx.Rows) error {
+		if !rows.Next() && rows.Err() == nil {
+			return ErrSessionExpired
+		}
+		return nil
+	})
+}
+
+func (s *Session) add(w *Work) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.works[w.id] = w
+}
+
+func (s *Session) remove(w *Work) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.works, w.id)
+}
+
+// sleep waits, and returns false when ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

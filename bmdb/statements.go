@@ -1,0 +1,117 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bmdb
+
+// This file holds the statements of the protocol, which sqlc cannot type: sets of works as arrays, several tables in one statement.
+// They are one text for both databases. Rules: one mutation of a table in a statement; rows of machine_state are locked or written
+// before everything that depends on them, by ascending machine; nothing but sqlRecomputeWork writes the states ready and waiting.
+
+// forever is the end of a hold that has none. (infinity is not the same on both databases.)
+const forever = "'9999-12-31 00:00:00+00'::timestamptz"
+
+// eligible is the predicate, for a row m of machine_state and a row p of processes: the one place that says whether a machine needs a
+// process. Retrieval, starts, explanation, gauges and the repair sweep are made of it. Facts that depend on time are evaluated with
+// the clock: eligibleNow at this moment, eligibleLater when their time has come.
+const (
+	eligibleNow   = "(p.requires <@ (m.facts || CASE WHEN m.unresponsive_at <= clock_timestamp() THEN ARRAY['AgentUnresponsive'] ELSE ARRAY[]::text[] END)" + notForbidden
+	eligibleLater = "(p.requires <@ (m.facts || CASE WHEN m.unresponsive_at IS NOT NULL THEN ARRAY['AgentUnresponsive'] ELSE ARRAY[]::text[] END)" + notForbidden
+	notForbidden  = " AND NOT (p.forbids && m.facts) AND NOT (m.facts && ARRAY['ViewLost']))"
+
+	notHeld = "(m.held_until IS NULL OR m.held_until <= clock_timestamp())"
+
+	// due is a work row that may be started: a reader does not wait for the promoter.
+	due = "(w.state = 2 OR (w.state = 1 AND w.not_before <= clock_timestamp()))"
+
+	// limitOf is the name of the limit of a provider.
+	limitOf = "'provider/' || w.pool || '/' || w.provider"
+)
+
+// Database and processes.
+const (
+	sqlReadIdentity = "SELECT database_id, incarnation FROM database_identity WHERE singleton = 1"
+
+	sqlSeedIdentity = `
+INSERT INTO database_identity (singleton, database_id, incarnation, created_at) VALUES (1, $1, 1, clock_timestamp())
+ON CONFLICT (singleton) DO NOTHING`
+
+	// A built-in process that is new, or that a new version defines otherwise, is filled in over the fleet like any other.
+	sqlSeedProcess = `
+INSERT INTO processes (pool, process, slot, requires, forbids, sets, clears, destructive, convergent, indexed, generation, fill_pass)
+VALUES ('', $1, $2, $3, $4, $5, $6, $7, $8, $9, 1, CASE WHEN $9 THEN 1 ELSE 0 END)
+ON CONFLICT (pool, process) DO UPDATE SET slot = excluded.slot, requires = excluded.requires, forbids = excluded.forbids, sets = excluded.sets,
+    clears = excluded.clears, destructive = excluded.destructive, convergent = excluded.convergent, indexed = excluded.indexed,
+    generation = processes.generation + 1, fill_pass = 1, fill_cursor = NULL, fill_not_before = NULL
+WHERE (processes.slot, processes.requires, processes.forbids, processes.sets, processes.clears, processes.indexed)
+   IS DISTINCT FROM (excluded.slot, excluded.requires, excluded.forbids, excluded.sets, excluded.clears, excluded.indexed)`
+)
+
+// Machines: the mutex and the recompute.
+const (
+	// sqlLockMachines is the first write of every transaction that starts or ends work, holds, or changes a fact. It locks in
+	// ascending order, so that two groups that share machines do not deadlock.
+	sqlLockMachines = `
+WITH locked AS (SELECT machine_id FROM machine_state WHERE machine_id = ANY($1) ORDER BY machine_id FOR UPDATE)
+UPDATE machine_state m SET rev = m.rev + 1 FROM locked WHERE m.machine_id = locked.machine_id`
+
+	// sqlRecomputeFacts derives the facts of machines from their tags. It runs under the machines' mutexes.
+	sqlRecomputeFacts = `
+WITH tags AS (
+    SELECT s.machine_id,
+        COALESCE(pr.provider, '') AS provider,
+        array_remove(ARRAY[
+            CASE WHEN pr.machine_id IS NOT NULL THEN 'Provided' END,
+            CASE WHEN st.machine_id IS NOT NULL THEN 'AgentStarted' END,
+            CASE WHEN hb.machine_id IS NOT NULL THEN 'AgentHeartbeat' END,
+            CASE WHEN hw.machine_id IS NOT NULL THEN 'HardwareReport' END,
+            CASE WHEN rq.generation > COALESCE(mk.generation, 0) THEN 'InstallDue' END,
+            CASE WHEN rq.generation <= COALESCE(mk.generation, 0) THEN 'InstallFulfilled' END,
+            CASE WHEN EXISTS (SELECT 1 FROM machine_views v WHERE v.machine_id = s.machine_id)
+                  AND NOT EXISTS (SELECT 1 FROM machine_views v WHERE v.machine_id = s.machine_id AND v.attached) THEN 'ViewLost' END], NULL)
+          || COALESCE((SELECT array_agg(t.tag ORDER BY t.tag) FROM machine_tags t WHERE t.machine_id = s.machine_id), ARRAY[]::text[]) AS facts,
+        (SELECT max(COALESCE(h.held_until, ` + forever + `)) FROM machine_holds h WHERE h.machine_id = s.machine_id) AS held_until,
+        CASE WHEN hb.machine_id IS NOT NULL THEN hb.agent_heartbeat_at + interval '10 minutes'
+             WHEN st.machine_id IS NOT NULL THEN st.agent_started_at + interval '30 minutes' END AS unresponsive_at
+    FROM machine_state s
+    LEFT JOIN machine_provided pr ON pr.machine_id = s.machine_id
+    LEFT JOIN machine_agent_started st ON st.machine_id = s.machine_id
+    LEFT JOIN machine_agent_heartbeat hb ON hb.machine_id = s.machine_id
+    LEFT JOIN machine_hardware_report hw ON hw.machine_id = s.machine_id
+    LEFT JOIN machine_os_installation_request rq ON rq.machine_id = s.machine_id
+    LEFT JOIN machine_os_marks mk ON mk.machine_id = s.machine_id
+    WHERE s.machine_id = ANY($1))
+UPDATE machine_state m SET provider = tags.provider, facts = tags.facts, held_until = tags.held_until, unresponsive_at = tags.unresponsive_at
+FROM tags WHERE m.machine_id = tags.machine_id`
+
+	// sqlRecomputeWork evaluates the predicate of every process for machines, and writes the work rows that say otherwise. It runs
+	// under the machines' mutexes, in a statement after the one that wrote what it reads. Rows that are claimed are left alone:
+	// their end evaluates them. $2 is a process, or '' for all.
+	sqlRecomputeWork = `
+WITH evaluated AS (
+    SELECT m.machine_id, m.pool, m.provider, p.process, p.slot,
+        CASE WHEN p.indexed AND ` + eligibleLater + ` AND COALESCE(m.held_until < ` + forever + `, true)
+             THEN greatest(COALESCE(w.backoff_until, '1970-01-01 00:00:00+00'::timestamptz), COALESCE(m.held_until, '1970-01-01 00:00:00+00'::timestamptz),
+                  CASE WHEN p.requires && ARRAY['AgentUnresponsive'] THEN m.unresponsive_at ELSE '1970-01-01 00:00:00+00'::timestamptz END) END AS not_before
+    FROM machine_state m
+    JOIN processes p ON p.pool IN ('', m.pool)
+    LEFT JOIN work w ON w.machine_id = m.machine_id AND w.process = p.process
+    WHERE m.machine_id = ANY($1) AND ($2 = '' OR p.process = $2) AND w.work_id IS NULL),
+wanted AS (
+    SELECT machine_id, pool, provider, process, slot,
+        CASE WHEN not_before IS NULL THEN 0 WHEN not_before <= clock_timestamp() THEN 2 ELSE 1 END AS state,
+        CASE WHEN not_before > clock_timestamp() THEN not_before END AS not_before
+    FROM evaluated)
+INSERT INTO work (machine_id, process, slot, pool, provider, state, not_before)
+SELECT n.machine_id, n.process, n.slot, n.pool, n.provider, CASE WHEN n.state = 1 AND n.not_before IS NULL THEN 2 ELSE n.state END, n.not_before
+FROM wanted n LEFT JOIN work w ON w.machine_id = n.machine_id AND w.process = n.process
+WHERE CASE WHEN w.machine_id IS NULL THEN n.state <> 0
+           ELSE (w.state, w.slot, w.provider, w.not_before) IS DISTINCT FROM (n.state, n.slot, n.provider, n.not_before) END
+ORDER BY n.machine_id, n.process
+ON CONFLICT (machine_id, process) DO UPDATE SET slot = excluded.slot, pool = excluded.pool, provider = excluded.provider,
+    state = excluded.state, not_before = excluded.not_before
+WHERE work.work_id IS NULL`
+)
+
+// sqlLockForReview takes the mutexes of machines that nobody else has, without changing their revisions: a review that finds nothing new
+// is nothing to show. It is for transactions at READ COMMITTED, where a lock is as good as a write.
+const sqlLockForReview = "SELECT machine_id FROM machine_state WHERE machine_id = ANY($1) ORDER BY machine_id FOR UPDATE SKIP LOCKED"

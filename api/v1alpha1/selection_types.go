@@ -40,9 +40,8 @@ type LabelSelector struct {
 	// +mapType=atomic
 	// +kubebuilder:validation:MinProperties=1
 	// +kubebuilder:validation:MaxProperties=16
-	// +kubebuilder:validation:XValidation:rule="self.all(k, size(k) >= 1 && size(k) <= 317)",message="keys of labels must have between 1 and 317 characters"
-	// +kubebuilder:validation:XValidation:rule="self.all(k, size(self[k]) <= 63)",message="values of labels must have at most 63 characters"
-	MatchLabels map[string]string `json:"matchLabels,omitempty"`
+	// +kubebuilder:validation:XValidation:rule="self.all(k, size(k) >= 1 && size(k) <= 317 && !k.contains('\\x00'))",message="keys of labels must have between 1 and 317 characters, none of them NUL"
+	MatchLabels map[string]LabelValue `json:"matchLabels,omitempty"`
 
 	// matchExpressions are requirements that must all be met.
 	// +optional
@@ -51,6 +50,12 @@ type LabelSelector struct {
 	// +kubebuilder:validation:MaxItems=16
 	MatchExpressions []LabelSelectorRequirement `json:"matchExpressions,omitempty"`
 }
+
+// LabelValue is the value of a label.
+// +kubebuilder:validation:MinLength=0
+// +kubebuilder:validation:MaxLength=63
+// +kubebuilder:validation:Pattern="^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+type LabelValue string
 
 // LabelSelectorOperator relates a label's key to values.
 // +kubebuilder:validation:Enum=In;NotIn;Exists;DoesNotExist
@@ -87,10 +92,7 @@ type LabelSelectorRequirement struct {
 	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=32
-	// +kubebuilder:validation:items:MinLength=0
-	// +kubebuilder:validation:items:MaxLength=63
-	// +kubebuilder:validation:items:Pattern="^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
-	Values []string `json:"values,omitempty"`
+	Values []LabelValue `json:"values,omitempty"`
 }
 
 // ToLabelSelector returns the selector as the type that metav1.LabelSelectorAsSelector takes: nil for nil, which selects
@@ -100,12 +102,16 @@ func (s *LabelSelector) ToLabelSelector() *metav1.LabelSelector {
 	if s == nil {
 		return nil
 	}
-	s = s.DeepCopy()
-	out := &metav1.LabelSelector{MatchLabels: s.MatchLabels}
+	out := &metav1.LabelSelector{}
+	for key, value := range s.MatchLabels {
+		metav1.AddLabelToSelector(out, key, string(value))
+	}
 	for _, r := range s.MatchExpressions {
-		out.MatchExpressions = append(out.MatchExpressions, metav1.LabelSelectorRequirement{
-			Key: r.Key, Operator: metav1.LabelSelectorOperator(r.Operator), Values: r.Values,
-		})
+		term := metav1.LabelSelectorRequirement{Key: r.Key, Operator: metav1.LabelSelectorOperator(r.Operator)}
+		for _, value := range r.Values {
+			term.Values = append(term.Values, string(value))
+		}
+		out.MatchExpressions = append(out.MatchExpressions, term)
 	}
 	return out
 }

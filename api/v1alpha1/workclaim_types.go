@@ -39,6 +39,12 @@ const (
 	MaxCauseLength = 1024
 )
 
+// ParameterValue is the value of a parameter: text without NUL, which the database cannot keep.
+// +kubebuilder:validation:MinLength=0
+// +kubebuilder:validation:MaxLength=1024
+// +kubebuilder:validation:Pattern="^[^\\x00]*$"
+type ParameterValue string
+
 // WorkClaimSpec orders a process for machines of the pool.
 // +kubebuilder:validation:XValidation:rule="has(self.parameters) == has(oldSelf.parameters)",message="parameters are part of what the key stands for and cannot be added or removed: create another WorkClaim, with another key",fieldPath=".parameters"
 // +kubebuilder:validation:XValidation:rule="has(self.completions) == has(oldSelf.completions)",message="completions cannot be added or removed: create another WorkClaim, with another key",fieldPath=".completions"
@@ -61,10 +67,9 @@ type WorkClaimSpec struct {
 	// +mapType=atomic
 	// +kubebuilder:validation:MinProperties=1
 	// +kubebuilder:validation:MaxProperties=32
-	// +kubebuilder:validation:XValidation:rule="self.all(k, size(k) >= 1 && size(k) <= 63)",message="keys of parameters must have between 1 and 63 characters"
-	// +kubebuilder:validation:XValidation:rule="self.all(k, size(self[k]) <= 1024)",message="values of parameters must have at most 1024 characters"
+	// +kubebuilder:validation:XValidation:rule="self.all(k, size(k) >= 1 && size(k) <= 63 && !k.contains('\\x00'))",message="keys of parameters must have between 1 and 63 characters, none of them NUL"
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="parameters are part of what the key stands for and cannot be changed: create another WorkClaim, with another key"
-	Parameters map[string]string `json:"parameters,omitempty"`
+	Parameters map[string]ParameterValue `json:"parameters,omitempty"`
 
 	// machines selects those to work on. It cannot be changed.
 	// +required
@@ -360,6 +365,18 @@ type WorkClaim struct {
 	// +optional
 	// +default={"observedGeneration": -1}
 	Status WorkClaimStatus `json:"status,omitempty,omitzero"`
+}
+
+// ParameterStrings returns a copy of the parameters as plain strings, nil without any.
+func (s *WorkClaimSpec) ParameterStrings() map[string]string {
+	if s.Parameters == nil {
+		return nil
+	}
+	out := make(map[string]string, len(s.Parameters))
+	for name, value := range s.Parameters {
+		out[name] = string(value)
+	}
+	return out
 }
 
 // EffectiveKey returns the key that the claim is known by in its pool: spec.key, or the name of the object.

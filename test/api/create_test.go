@@ -91,8 +91,7 @@ const (
 	msgNameClaim       = "the name of a WorkClaim becomes a label value and must have at most 63 characters"
 	msgCompletionsMode = "completions may be set only with mode Once"
 	msgCompletionsMany = "completions must not be above the number of names, it could never be reached"
-	msgParameterKeys   = "keys of parameters must have between 1 and 63 characters"
-	msgParameterValues = "values of parameters must have at most 1024 characters"
+	msgParameterKeys   = "keys of parameters must have between 1 and 63 characters, none of them NUL"
 	msgBackoff         = "initialSeconds must not be above maximumSeconds, which is 3600 where it is left out"
 )
 
@@ -127,7 +126,10 @@ func workClaimCreateCases() []createCase {
 		{name: "a parameter with a longer name", base: namesWorkClaim,
 			changes: []change{setTo("spec.parameters", map[string]any{strings.Repeat("k", 64): "v"})}, want: msgParameterKeys},
 		{name: "a longer parameter", base: namesWorkClaim,
-			changes: []change{setTo("spec.parameters", map[string]any{"k": strings.Repeat("v", 1025)})}, want: msgParameterValues},
+			changes: []change{setTo("spec.parameters", map[string]any{"k": strings.Repeat("v", 1025)})}, want: "spec.parameters.k: Too long"},
+		{name: "a parameter with NUL", base: namesWorkClaim, changes: []change{setTo("spec.parameters", map[string]any{"k": "a\x00"})}, want: "spec.parameters.k"},
+		{name: "a parameter with NUL in its name", base: namesWorkClaim, changes: []change{setTo("spec.parameters", map[string]any{"\x00": "v"})}, want: msgParameterKeys},
+		{name: "a parameter of many lines", base: namesWorkClaim, changes: []change{setTo("spec.parameters", map[string]any{"k": "a\nb\n", "l": ""})}},
 		{name: "a parameter that is no string", base: namesWorkClaim, changes: []change{set("spec.parameters", "{k: 1}")}, want: "spec.parameters.k"},
 
 		{name: "backoff above the default maximum", base: namesWorkClaim, changes: []change{set("spec.backoff", "{initialSeconds: 3601}")}, want: msgBackoff},
@@ -139,8 +141,7 @@ func workClaimCreateCases() []createCase {
 
 const (
 	msgTerms         = "selector must have at most 16 terms, matchLabels and matchExpressions together"
-	msgLabelKeys     = "keys of labels must have between 1 and 317 characters"
-	msgLabelValues   = "values of labels must have at most 63 characters"
+	msgLabelKeys     = "keys of labels must have between 1 and 317 characters, none of them NUL"
 	msgRequirement   = "values are required with In and NotIn, and must be left out with Exists and DoesNotExist"
 	selectorPath     = "spec.machines.selector"
 	labelsPath       = selectorPath + ".matchLabels"
@@ -176,7 +177,9 @@ func selectionCreateCases() []createCase {
 		{name: "a label without a value", base: fullWorkClaim, changes: []change{set(labelsPath, "{rack: ''}")}},
 		{name: "a label without a key", base: fullWorkClaim, changes: []change{set(labelsPath, "{'': r7}")}, want: msgLabelKeys},
 		{name: "a label of a longer key", base: fullWorkClaim, changes: []change{setTo(labelsPath, map[string]any{strings.Repeat("a", 318): "v"})}, want: msgLabelKeys},
-		{name: "a label of a longer value", base: fullWorkClaim, changes: []change{setTo(labelsPath, map[string]any{"a": strings.Repeat("v", 64)})}, want: msgLabelValues},
+		{name: "a label of a longer value", base: fullWorkClaim, changes: []change{setTo(labelsPath, map[string]any{"a": strings.Repeat("v", 64)})}, want: labelsPath + ".a: Too long"},
+		{name: "a label of a value that is none", base: fullWorkClaim, changes: []change{set(labelsPath, "{rack: r 7}")}, want: labelsPath + ".rack"},
+		{name: "a label with NUL in its key", base: fullWorkClaim, changes: []change{setTo(labelsPath, map[string]any{"a\x00": "v"})}, want: msgLabelKeys},
 		{name: "15 labels and 1 expression", base: fullWorkClaim, changes: []change{setTo(labelsPath, labels(15))}},
 		{name: "16 labels and 1 expression", base: fullWorkClaim, changes: []change{setTo(labelsPath, labels(16))}, want: msgTerms},
 		{name: "16 labels", base: fullWorkClaim, changes: []change{setTo(labelsPath, labels(16)), unset(expressionsPath)}},

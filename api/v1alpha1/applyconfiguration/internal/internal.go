@@ -111,7 +111,7 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         map:
           elementType:
-            scalar: string
+            namedType: com.github.bmdb-dev.bmdb-operator.api.v1alpha1.LabelValue
           elementRelationship: atomic
 - name: com.github.bmdb-dev.bmdb-operator.api.v1alpha1.LabelSelectorOperator
   scalar: string
@@ -128,8 +128,10 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         list:
           elementType:
-            scalar: string
+            namedType: com.github.bmdb-dev.bmdb-operator.api.v1alpha1.LabelValue
           elementRelationship: atomic
+- name: com.github.bmdb-dev.bmdb-operator.api.v1alpha1.LabelValue
+  scalar: string
 - name: com.github.bmdb-dev.bmdb-operator.api.v1alpha1.Machine
   map:
     fields:
@@ -279,6 +281,8 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: workID
       type:
         scalar: untyped
+- name: com.github.bmdb-dev.bmdb-operator.api.v1alpha1.ParameterValue
+  scalar: string
 - name: com.github.bmdb-dev.bmdb-operator.api.v1alpha1.ProvidedTag
   map:
     fields:
@@ -484,7 +488,7 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         map:
           elementType:
-            scalar: string
+            namedType: com.github.bmdb-dev.bmdb-operator.api.v1alpha1.ParameterValue
           elementRelationship: atomic
     - name: process
       type:

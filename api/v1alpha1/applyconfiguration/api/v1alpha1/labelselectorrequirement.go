@@ -19,7 +19,7 @@ type LabelSelectorRequirementApplyConfiguration struct {
 	// operator is In, NotIn, Exists or DoesNotExist.
 	Operator *apiv1alpha1.LabelSelectorOperator `json:"operator,omitempty"`
 	// values are those that In and NotIn compare with; left out with the other operators.
-	Values []string `json:"values,omitempty"`
+	Values []apiv1alpha1.LabelValue `json:"values,omitempty"`
 }
 
 // LabelSelectorRequirementApplyConfiguration constructs a declarative configuration of the LabelSelectorRequirement type for use with
@@ -47,7 +47,7 @@ func (b *LabelSelectorRequirementApplyConfiguration) WithOperator(value apiv1alp
 // WithValues adds the given value to the Values field in the declarative configuration
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, values provided by each call will be appended to the Values field.
-func (b *LabelSelectorRequirementApplyConfiguration) WithValues(values ...string) *LabelSelectorRequirementApplyConfiguration {
+func (b *LabelSelectorRequirementApplyConfiguration) WithValues(values ...apiv1alpha1.LabelValue) *LabelSelectorRequirementApplyConfiguration {
 	for i := range values {
 		b.Values = append(b.Values, values[i])
 	}

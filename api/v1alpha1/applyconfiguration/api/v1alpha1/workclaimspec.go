@@ -19,7 +19,7 @@ type WorkClaimSpecApplyConfiguration struct {
 	Process *string `json:"process,omitempty"`
 	// parameters for the process, at most 32 of at most 1024 characters. They are kept in the history: no secrets. They
 	// cannot be changed.
-	Parameters map[string]string `json:"parameters,omitempty"`
+	Parameters map[string]apiv1alpha1.ParameterValue `json:"parameters,omitempty"`
 	// machines selects those to work on. It cannot be changed.
 	Machines *MachineSelectionApplyConfiguration `json:"machines,omitempty"`
 	// mode says when the claim is finished. Once: when as many machines as completions says are done. Drain: when no
@@ -74,9 +74,9 @@ func (b *WorkClaimSpecApplyConfiguration) WithProcess(value string) *WorkClaimSp
 // and returns the receiver, so that objects can be build by chaining "With" function invocations.
 // If called multiple times, the entries provided by each call will be put on the Parameters field,
 // overwriting an existing map entries in Parameters field with the same key.
-func (b *WorkClaimSpecApplyConfiguration) WithParameters(entries map[string]string) *WorkClaimSpecApplyConfiguration {
+func (b *WorkClaimSpecApplyConfiguration) WithParameters(entries map[string]apiv1alpha1.ParameterValue) *WorkClaimSpecApplyConfiguration {
 	if b.Parameters == nil && len(entries) > 0 {
-		b.Parameters = make(map[string]string, len(entries))
+		b.Parameters = make(map[string]apiv1alpha1.ParameterValue, len(entries))
 	}
 	for k, v := range entries {
 		b.Parameters[k] = v

@@ -1,0 +1,114 @@
+# Copyright The BMDB Operator Authors.
+# SPDX-License-Identifier: Apache-2.0
+
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+BIN := bin
+# The version of a requirement in tools.mod.
+tool-version = $(shell awk '$$1 == "$(1)" { print $$2 }' tools.mod)
+
+CONTROLLER_GEN := $(BIN)/controller-gen-$(call tool-version,sigs.k8s.io/controller-tools)
+SQLC := $(BIN)/sqlc-$(call tool-version,github.com/sqlc-dev/sqlc)
+# golangci-lint with kube-api-linter inside.
+GOLANGCI_LINT := $(BIN)/golangci-lint-$(call tool-version,sigs.k8s.io/kube-api-linter)
+
+# Modules with tests of their own, beside the root.
+MODULES := $(patsubst %/go.mod,%,$(wildcard test/cockroach-grammar/go.mod))
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+IMAGE ?= bmdb-operator:$(VERSION)
+
+# One package's tests must end in this time; the slowest take a few minutes on two cores.
+TEST_TIMEOUT ?= 15m
+# Packages tested at once. Each that needs a control plane takes half a gigabyte, so not as many as there are cores.
+TEST_PARALLEL ?= $(shell n=$$(nproc); echo $$(( n > 4 ? 4 : n )))
+# Packages to test, and further flags, for a run of one's own: make test PACKAGES=./bmdb/... TESTFLAGS='-run Lease -v'
+PACKAGES ?= ./...
+TESTFLAGS ?=
+
+##@ Use
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z][a-z-]*:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+
+.PHONY: demo
+demo: ## See a WorkClaim worked on: six SSH machines, two operators, a real control plane. KEEP=1 leaves all of it running
+	@hack/prerequisites.sh demo
+	@$(MAKE) controlplane build
+	@KEEP='$(KEEP)' go run ./hack/demo
+
+.PHONY: test
+test: ## Run all tests, with all that they need
+	@hack/prerequisites.sh test
+	@$(MAKE) controlplane
+	@go run ./hack/testenv go test -race -timeout $(TEST_TIMEOUT) -p $(TEST_PARALLEL) $(TESTFLAGS) $(PACKAGES)
+	@$(foreach module,$(if $(filter ./...,$(PACKAGES)),$(MODULES)),echo "module $(module)"; go -C $(module) test -timeout $(TEST_TIMEOUT) ./...;)
+
+##@ Change
+
+.PHONY: build
+build: ## Build the operator, and the agent for each architecture, into bin/
+	@CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o $(BIN)/bmdb-operator ./cmd/bmdb-operator
+	@for arch in amd64 arm64; do \
+	  CGO_ENABLED=0 GOOS=linux GOARCH=$$arch go build -ldflags '$(LDFLAGS)' -o $(BIN)/bmdb-agent-linux-$$arch ./cmd/bmdb-agent; \
+	done
+	@ln -sf bmdb-agent-linux-$$(go env GOARCH) $(BIN)/bmdb-agent
+
+.PHONY: generate
+generate: $(CONTROLLER_GEN) $(SQLC) ## Write all generated files
+	@CONTROLLER_GEN=$(abspath $(CONTROLLER_GEN)) hack/generate.sh
+	@$(SQLC) generate -f bmdb/sqlc.yaml
+
+.PHONY: lint
+lint: $(GOLANGCI_LINT) $(SQLC) ## Check style, imports, sizes, the API's conventions, and that generated queries are up to date
+	@hack/lint.sh
+	@$(SQLC) diff -f bmdb/sqlc.yaml
+	@$(GOLANGCI_LINT) run --timeout 20m
+
+.PHONY: mutants
+mutants: ## Break one line at a time and see that the named test fails
+	@hack/prerequisites.sh test
+	@$(MAKE) controlplane
+	@go run ./hack/testenv hack/mutants.sh $(MUTANTS)
+
+.PHONY: test-cockroach
+test-cockroach: ## Run the library's tests against the server that BMDB_TEST_COCKROACH_URL names
+	@[[ -n "$${BMDB_TEST_COCKROACH_URL:-}" ]] || { echo "set BMDB_TEST_COCKROACH_URL to the URL of a server whose user may create databases" >&2; exit 2; }
+	@BMDB_TEST_DATABASE_URL="$$BMDB_TEST_COCKROACH_URL" go test -race -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./bmdb/...
+
+.PHONY: image
+image: ## Build the container image
+	docker build --build-arg VERSION=$(VERSION) -t $(IMAGE) .
+
+.PHONY: clean
+clean: ## Remove bin/
+	rm -rf $(BIN)
+
+##@ What the others need, built from Go modules into bin/ by version
+
+.PHONY: controlplane
+controlplane: ## Build etcd, kube-apiserver, kube-controller-manager and kubectl (first time about 12 minutes)
+	@hack/controlplane/build.sh $(BIN)
+
+.PHONY: tools
+tools: $(CONTROLLER_GEN) $(SQLC) $(GOLANGCI_LINT) ## Build controller-gen, sqlc and golangci-lint (first time about 4 minutes)
+
+# A tool's own script decides whether there is anything to do; the file's age says nothing.
+build-tool = hack/build-once.sh $@ $(1) $(3) go build -modfile=tools.mod -o '{}' $(2)
+
+$(CONTROLLER_GEN):
+	@$(call build-tool,"about half a minute",sigs.k8s.io/controller-tools/cmd/controller-gen)
+
+$(SQLC):
+	@$(call build-tool,"about 90 seconds",github.com/sqlc-dev/sqlc/cmd/sqlc,env CGO_ENABLED=0)
+
+$(GOLANGCI_LINT):
+	@$(call build-tool,"about 2 minutes",sigs.k8s.io/kube-api-linter/cmd/golangci-lint-kube-api-linter)

@@ -3,7 +3,11 @@
 
 package bmdb
 
-import "github.com/bmdb-dev/bmdb-operator/bmdb/model"
+import (
+	"fmt"
+
+	"github.com/bmdb-dev/bmdb-operator/bmdb/model"
+)
 
 // Facts that the library derives from a machine's tags. Tags that users define are facts by their own names.
 const (
@@ -68,3 +72,6 @@ func builtinProcesses() []ProcessDefinition {
 		original(model.ProcessUnitTest2, string(model.ProcessUnitTest2)),
 	}
 }
+
+// BuiltinsDigest is a text that changes when a built-in process does, for those who keep a copy of a migrated database.
+func BuiltinsDigest() string { return fmt.Sprintf("%+v", builtinProcesses()) }

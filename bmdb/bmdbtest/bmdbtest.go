@@ -1,0 +1,203 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bmdbtest gives tests a fresh Bare Metal Database each, for this library and for programs that use it.
+//
+// The server is, in this order: the one that BMDB_TEST_COCKROACH_URL names, the one that BMDB_TEST_DATABASE_URL names, a private
+// PostgreSQL server (15 or newer, found in the usual places) that the test process starts once and that ends with it. The user of a
+// named URL must be allowed to make databases.
+package bmdbtest
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/bmdb-dev/bmdb-operator/bmdb"
+	"github.com/bmdb-dev/bmdb-operator/bmdb/migrations"
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv/postgres"
+)
+
+// CockroachURLEnv names the environment variable with the URL of a CockroachDB server to run the tests on.
+const CockroachURLEnv = "BMDB_TEST_COCKROACH_URL"
+
+const setupTimeout = 2 * time.Minute
+
+// New returns a connection to a fresh, migrated database, which is dropped when the test ends. Options may change the configuration
+// before it is opened. Sessions must be closed by the test. It may be called from parallel tests.
+func New(t testing.TB, options ...func(*bmdb.Config)) *bmdb.Connection {
+	t.Helper()
+	return Open(t, NewURL(t), options...)
+}
+
+// Open returns one more connection to a database that NewURL made, as another program would have it.
+func Open(t testing.TB, databaseURL string, options ...func(*bmdb.Config)) *bmdb.Connection {
+	t.Helper()
+	config := bmdb.Config{
+		DatabaseURL: databaseURL, ComponentName: "test", RuntimeInfo: t.Name(), Lease: 5 * time.Second,
+		Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
+	}
+	for _, option := range options {
+		option(&config)
+	}
+	conn, err := (&bmdb.BMDB{Config: config}).Open(false)
+	if err != nil {
+		t.Fatalf("open test database: %v", err)
+	}
+	t.Cleanup(conn.Close)
+	return conn
+}
+
+// NewURL makes a fresh, migrated database and returns its URL. The database is dropped when the test ends.
+func NewURL(t testing.TB) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
+	defer cancel()
+	admin, err := server(ctx)
+	if err != nil {
+		t.Fatalf("find a database server for tests: %v", err)
+	}
+	name := "bmdb_test_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	if err := create(ctx, admin, name); err != nil {
+		t.Fatalf("make test database: %v", err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
+		defer cancel()
+		if err := drop(ctx, admin, name); err != nil {
+			t.Errorf("drop test database: %v", err)
+		}
+	})
+	return withDatabase(admin, name)
+}
+
+func server(ctx context.Context) (string, error) {
+	if u := os.Getenv(CockroachURLEnv); u != "" {
+		return u, nil
+	}
+	return postgres.Shared(ctx)
+}
+
+func withDatabase(admin, name string) string {
+	u, err := url.Parse(admin)
+	if err != nil {
+		return admin // it was connected to a moment ago
+	}
+	u.Path = "/" + name
+	return u.String()
+}
+
+// create makes a migrated database: from a template that is migrated once for each server and schema, where the server has templates.
+func create(ctx context.Context, admin, name string) error {
+	conn, err := pgx.Connect(ctx, admin)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	if conn.PgConn().ParameterStatus("crdb_version") != "" {
+		if _, err := conn.Exec(ctx, "CREATE DATABASE "+name); err != nil {
+			return err
+		}
+		return bmdb.Migrate(ctx, withDatabase(admin, name), slog.New(slog.DiscardHandler))
+	}
+	template, err := ensureTemplate(ctx, conn, admin)
+	if err != nil {
+		return fmt.Errorf("prepare template: %w", err)
+	}
+	if _, err := conn.Exec(ctx, "CREATE DATABASE "+name+" TEMPLATE "+template); err != nil {
+		return err
+	}
+	// Each database is one of its own: what the template brought is somebody else's identity.
+	fresh, err := pgx.Connect(ctx, withDatabase(admin, name))
+	if err != nil {
+		return err
+	}
+	defer fresh.Close(ctx)
+	_, err = fresh.Exec(ctx, "UPDATE database_identity SET database_id = $1 WHERE singleton = 1", uuid.New())
+	return err
+}
+
+// templates serializes the making of templates in this process. Other processes may race; the rename decides.
+var templates sync.Mutex
+
+func ensureTemplate(ctx context.Context, conn *pgx.Conn, admin string) (string, error) {
+	templates.Lock()
+	defer templates.Unlock()
+	digest, err := schemaDigest()
+	if err != nil {
+		return "", err
+	}
+	template := "bmdb_template_" + digest
+	var exists bool
+	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM pg_database WHERE datname = $1)", template).Scan(&exists); err != nil || exists {
+		return template, err
+	}
+	draft := "bmdb_draft_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	if _, err := conn.Exec(ctx, "CREATE DATABASE "+draft); err != nil {
+		return "", err
+	}
+	if err := bmdb.Migrate(ctx, withDatabase(admin, draft), slog.New(slog.DiscardHandler)); err != nil {
+		return "", err
+	}
+	_, err = conn.Exec(ctx, "ALTER DATABASE "+draft+" RENAME TO "+template)
+	if pe, ok := err.(*pgconn.PgError); ok && pe.Code == "42P04" { //nolint:errorlint // pgx returns it bare
+		return template, drop(ctx, admin, draft)
+	}
+	return template, err
+}
+
+// schemaDigest names the template by what it is made of, seeded rows included, so that a changed schema has another.
+func schemaDigest() (string, error) {
+	sum := sha256.New()
+	err := fs.WalkDir(migrations.FS, ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := fs.ReadFile(migrations.FS, path)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(sum, "%s %d\n%s", path, len(data), data)
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	fmt.Fprintf(sum, "%s", bmdb.BuiltinsDigest())
+	return hex.EncodeToString(sum.Sum(nil))[:16], nil
+}
+
+func drop(ctx context.Context, admin, name string) error {
+	conn, err := pgx.Connect(ctx, admin)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	force := " WITH (FORCE)"
+	if conn.PgConn().ParameterStatus("crdb_version") != "" {
+		force = " CASCADE"
+	}
+	_, err = conn.Exec(ctx, "DROP DATABASE IF EXISTS "+name+force)
+	return err
+}
+
+// testWriter writes the library's log to the test's.
+type testWriter struct{ t testing.TB }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Log(strings.TrimRight(string(p), "\n"))
+	return len(p), nil
+}

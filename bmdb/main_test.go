@@ -1,0 +1,26 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bmdb_test
+
+import (
+	"os"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv/postgres"
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if err := postgres.CloseShared(); err != nil && code == 0 {
+		println("close the test server:", err.Error())
+		code = 1
+	}
+	if err := goleak.Find(); err != nil && code == 0 {
+		println("goroutines are left over:", err.Error())
+		code = 1
+	}
+	os.Exit(code)
+}

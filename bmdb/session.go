@@ -30,9 +30,13 @@ type Session struct {
 	lastBeat atomic.Int64 // unix nanoseconds of the last good beat, for people
 	proof    atomic.Int64 // boottime of the last commit over the work pool
 
-	ends   chan *endRequest
-	closed sync.Once
-	over   chan struct{} // closed when nothing of the session runs any more
+	ends  chan *endRequest
+	ended sync.Once
+
+	closing sync.Mutex // of Close, which is called by its caller and by the end of a context
+	closed  bool
+
+	over chan struct{} // closed when nothing of the session runs any more
 
 	mu    sync.Mutex
 	works map[uuid.UUID]*Work
@@ -276,7 +280,7 @@ func (s *Session) lose(why string) {
 }
 
 func (s *Session) end(reason string) {
-	s.closed.Do(func() {
+	s.ended.Do(func() {
 		s.cancel(ErrSessionExpired)
 		s.conn.observer.SessionEnded(reason)
 		go func() {
@@ -288,8 +292,13 @@ func (s *Session) end(reason string) {
 
 // Close ends the session and hands over at once: its lease is ended first, so that it starts nothing more, then its works' contexts
 // are cancelled, and what is still open is released. It waits for the session's own goroutines, not for those of its works. It may be
-// called after a loss, and twice.
+// called after a loss, and more than once: a second call does what the first could not.
 func (s *Session) Close(ctx context.Context) error {
+	s.closing.Lock()
+	defer s.closing.Unlock()
+	if s.closed {
+		return nil
+	}
 	_, expireErr := s.conn.beats.Exec(ctx, sqlExpireLease, s.UUID)
 	s.end("closed")
 	err := s.handOver(ctx)
@@ -302,6 +311,7 @@ func (s *Session) Close(ctx context.Context) error {
 		s.conn.log.WarnContext(ctx, "closing session failed; its lease ends it", "session", s.UUID, "error", err)
 		return fmt.Errorf("close session %s: %w", s.UUID, err)
 	}
+	s.closed = true
 	s.conn.log.InfoContext(ctx, "closed session", "session", s.UUID)
 	return nil
 }

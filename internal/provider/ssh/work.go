@@ -55,6 +55,12 @@ func (w *work) within(ctx context.Context, doing string, f func(context.Context)
 	if err := provider.ContextError(ctx, w.what()); err != nil {
 		return err
 	}
+	timedOut := func() error {
+		return w.fail(provider.ReasonTimedOut, false, nil, "%s not done in the %s that the step has", doing, w.timeout)
+	}
+	if w.left <= 0 {
+		return timedOut()
+	}
 	stepCtx, cancel := context.WithTimeout(ctx, w.left)
 	defer cancel()
 	if w.conn != nil {
@@ -70,7 +76,7 @@ func (w *work) within(ctx context.Context, doing string, f func(context.Context)
 	if err := provider.ContextError(ctx, w.what()); err != nil {
 		return err
 	}
-	return w.fail(provider.ReasonTimedOut, false, nil, "%s not done in the %s that the step has", doing, w.timeout)
+	return timedOut()
 }
 
 // closeWhenDone closes the connection when ctx is done, until the function that

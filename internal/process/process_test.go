@@ -1,0 +1,117 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package process_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/bmdb-dev/bmdb-operator/internal/process"
+	"github.com/bmdb-dev/bmdb-operator/internal/provider"
+)
+
+// work records what it is asked, and fails once lost.
+type work struct {
+	calls []string
+	lost  error
+}
+
+func (w *work) Check(context.Context) error {
+	w.calls = append(w.calls, "check")
+	return w.lost
+}
+
+func (w *work) Progress(_ context.Context, step string, percent int) error {
+	w.calls = append(w.calls, step, string(rune('0'+percent/10)))
+	return w.lost
+}
+
+func (w *work) PinHostKey(_ context.Context, key []byte) error {
+	w.calls = append(w.calls, "pin "+string(key))
+	return w.lost
+}
+
+func TestStepsAskBeforeEachStep(t *testing.T) {
+	w, changes := &work{}, 0
+	s := process.NewSteps(w, func() { changes++ })
+	for _, step := range []struct {
+		name    string
+		percent int
+	}{{"Connect", 0}, {"Connect", 9}, {"Connect", 10}, {"Upload", 19}, {"Upload", 19}, {"Upload", 250}} {
+		if err := s.Step(t.Context(), step.name, step.percent); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := []string{"Connect", "0", "check", "Connect", "1", "Upload", "1", "check", "Upload", string(rune('0' + 10))}
+	if diff := cmp.Diff(want, w.calls); diff != "" {
+		t.Errorf("asked of the work (-want +got):\n%s", diff)
+	}
+	if changes != 4 {
+		t.Errorf("%d changes shown, want 4", changes)
+	}
+}
+
+func TestStepsPassOnThatWorkIsLost(t *testing.T) {
+	lost := errors.New("lost")
+	s := process.NewSteps(&work{lost: lost}, func() { t.Error("a step that was refused is shown") })
+	if err := s.Step(t.Context(), "Connect", 0); !errors.Is(err, lost) {
+		t.Errorf("new step: %v", err)
+	}
+	if err := s.Step(t.Context(), "Connect", 0); !errors.Is(err, lost) {
+		t.Errorf("same step: %v", err)
+	}
+	if err := s.PinHostKey(t.Context(), []byte("key")); !errors.Is(err, lost) {
+		t.Errorf("pin: %v", err)
+	}
+}
+
+// agent is a driver that finds an agent.
+type agent struct {
+	found provider.Agent
+	err   error
+}
+
+func (a agent) StartAgent(context.Context, provider.Machine, provider.Steps) (provider.Agent, error) {
+	return a.found, a.err
+}
+
+func (agent) Close() error { return nil }
+
+func TestAgentStart(t *testing.T) {
+	key, facts := bytes.Repeat([]byte{7}, 32), []byte("{}")
+	broken := &provider.Error{Reason: provider.ReasonUnreachable, Message: "no answer"}
+	for _, test := range []struct {
+		name   string
+		driver agent
+		reason string
+	}{
+		{name: "found", driver: agent{found: provider.Agent{PublicKey: key, Facts: facts}}},
+		{name: "short key", driver: agent{found: provider.Agent{PublicKey: key[1:], Facts: facts}}, reason: provider.ReasonAgentFailed},
+		{name: "failed", driver: agent{err: broken}, reason: provider.ReasonUnreachable},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			out, err := process.AgentStart{}.Perform(t.Context(), process.Task{Driver: test.driver})
+			if got := provider.ReasonOf(err); got != test.reason {
+				t.Fatalf("reason %q, want %q (%v)", got, test.reason, err)
+			}
+			if test.reason == "" && (!bytes.Equal(out.AgentPublicKey, key) || !bytes.Equal(out.HardwareReport, facts)) {
+				t.Errorf("outcome is %+v", out)
+			}
+		})
+	}
+}
+
+func TestBuiltinHasOnlyWhatIsCarriedOut(t *testing.T) {
+	set := process.Builtin()
+	if diff := cmp.Diff([]string{"AgentStart"}, set.Names()); diff != "" {
+		t.Errorf("names (-want +got):\n%s", diff)
+	}
+	if !set.Has("AgentStart") || set.Has("OSInstall") {
+		t.Error("wrong answer of Has")
+	}
+}

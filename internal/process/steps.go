@@ -1,0 +1,60 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package process
+
+import (
+	"context"
+	"sync"
+
+	"github.com/bmdb-dev/bmdb-operator/internal/provider"
+)
+
+// Work is what a driver's steps need of a work; a *bmdb.Work is one.
+type Work interface {
+	// Check fails when the work is not ours any more, or must stop.
+	Check(ctx context.Context) error
+	// Progress shows a step, and fails like Check.
+	Progress(ctx context.Context, step string, percent int) error
+	// PinHostKey makes the key the machine's, durably, and fails like Check.
+	PinHostKey(ctx context.Context, key []byte) error
+}
+
+// NewSteps returns the steps of a driver that works under w. changed is called after each step that shows something new.
+func NewSteps(w Work, changed func()) provider.Steps { return &steps{work: w, changed: changed} }
+
+type steps struct {
+	work    Work
+	changed func()
+
+	mu      sync.Mutex
+	name    string
+	percent int
+}
+
+// Step implements provider.Steps. Progress is shown in tens of a percent, so that a driver may count as finely as it likes.
+func (s *steps) Step(ctx context.Context, name string, percent int) error {
+	tens := min(max(percent, 0), 100) / 10 * 10
+	if !s.advance(name, tens) {
+		return s.work.Check(ctx)
+	}
+	if err := s.work.Progress(ctx, name, tens); err != nil {
+		return err
+	}
+	s.changed()
+	return nil
+}
+
+// advance tells whether this is something new to show.
+func (s *steps) advance(name string, percent int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.name == name && s.percent == percent {
+		return false
+	}
+	s.name, s.percent = name, percent
+	return true
+}
+
+// PinHostKey implements provider.Steps.
+func (s *steps) PinHostKey(ctx context.Context, key []byte) error { return s.work.PinHostKey(ctx, key) }

@@ -16,11 +16,14 @@ controller_gen() {
   fi
 }
 
-# What the types no longer have must not stay behind. Deep copies are left: the package does not load without them.
-rm -rf api/v1alpha1/applyconfiguration
-rm -f config/crd/bases/*.yaml
+started=$(mktemp)
+trap 'rm -f "$started"' EXIT
+touch -d '1 second ago' "$started"
 
 # Without the tool's version in the output, which would otherwise be that of this module when run by "go tool".
 controller_gen paths=./api/v1alpha1 object:headerFile=hack/boilerplate.go.txt
 controller_gen paths=./api/v1alpha1 applyconfiguration:headerFile=hack/boilerplate.go.txt,omitToolVersion=true
 controller_gen paths=./api/v1alpha1 crd:omitToolVersion=true output:crd:dir=config/crd/bases
+
+# What the types no longer have must not stay behind: all that is wanted has just been written.
+find api/v1alpha1/applyconfiguration config/crd/bases -type f ! -newer "$started" -delete

@@ -97,7 +97,7 @@ type MachineStatus struct {
 	// +optional
 	Tags MachineTags `json:"tags,omitempty,omitzero"`
 
-	// work is what is being done to the machine now: at most one work for each slot, at most the 32 oldest.
+	// work is what is being done to the machine now: at most one work for each slot, at most 32, the oldest first.
 	// +optional
 	// +listType=map
 	// +listMapKey=slot
@@ -253,7 +253,7 @@ type MachineBackoff struct {
 // +kubebuilder:printcolumn:name="Provider",type=string,JSONPath=".spec.providerRef.name"
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=".status.conditions[?(@.type=='Ready')].status"
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=".status.conditions[?(@.type=='Ready')].reason"
-// +kubebuilder:printcolumn:name="Work",type=string,JSONPath=".status.work[*].process",description="Processes that are being performed on the machine now"
+// +kubebuilder:printcolumn:name="Work",type=string,JSONPath=".status.work[*].process",description="Process that is being performed on the machine now, the oldest of several"
 // +kubebuilder:printcolumn:name="Held",type=string,JSONPath=".status.conditions[?(@.type=='Held')].status"
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=".metadata.creationTimestamp"
 // +kubebuilder:printcolumn:name="Address",type=string,JSONPath=".spec.address",priority=1

@@ -236,7 +236,7 @@ type WorkClaimStatus struct {
 	// +kubebuilder:validation:Minimum=0
 	Failed *int32 `json:"failed,omitempty"`
 
-	// work is what is being done for the claim now, at most the 20 oldest.
+	// work is what is being done for the claim now: at most 20, the oldest first.
 	// +optional
 	// +listType=map
 	// +listMapKey=machine
@@ -244,7 +244,7 @@ type WorkClaimStatus struct {
 	// +kubebuilder:validation:MaxItems=20
 	Work []ClaimWork `json:"work,omitempty"`
 
-	// failures are the machines that failed, quarantined or not, and are not done; at most the 20 latest.
+	// failures are the machines that failed, quarantined or not, and are not done: at most 20, the latest first.
 	// +optional
 	// +listType=map
 	// +listMapKey=machine

@@ -58,7 +58,7 @@ func machineCreateCases() []createCase {
 		"m1:22:22":              msgAddressForm,
 		"root@m1":               msgAddressForm,
 		"ssh://m1":              msgAddressForm,
-		"m1 ":                   msgAddressForm,
+		"m 1":                   msgAddressForm,
 		"m1\n":                  msgAddressForm,
 		"fd00::12":              msgAddressForm,
 		"[fd00::12]":            msgAddressForm,

@@ -32,7 +32,7 @@ type MachineStatusApplyConfiguration struct {
 	Revision *int64 `json:"revision,omitempty"`
 	// tags are the facts that the database knows about the machine.
 	Tags *MachineTagsApplyConfiguration `json:"tags,omitempty"`
-	// work is what is being done to the machine now: at most one work for each slot, at most the 32 oldest.
+	// work is what is being done to the machine now: at most one work for each slot, at most 32, the oldest first.
 	Work []MachineWorkApplyConfiguration `json:"work,omitempty"`
 	// backoffs are the processes that leave the machine alone for a while after a failure, at most the 32 that last
 	// longest.

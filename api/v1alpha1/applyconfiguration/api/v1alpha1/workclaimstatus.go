@@ -39,9 +39,9 @@ type WorkClaimStatusApplyConfiguration struct {
 	Active *int32 `json:"active,omitempty"`
 	// failed is the number of quarantined machines: those that used up their attempts.
 	Failed *int32 `json:"failed,omitempty"`
-	// work is what is being done for the claim now, at most the 20 oldest.
+	// work is what is being done for the claim now: at most 20, the oldest first.
 	Work []ClaimWorkApplyConfiguration `json:"work,omitempty"`
-	// failures are the machines that failed, quarantined or not, and are not done; at most the 20 latest.
+	// failures are the machines that failed, quarantined or not, and are not done: at most 20, the latest first.
 	Failures []ClaimFailureApplyConfiguration `json:"failures,omitempty"`
 	// skippedMachines are machines that were named, did not need the process and so count as done; at most 20.
 	SkippedMachines []string `json:"skippedMachines,omitempty"`

@@ -228,7 +228,7 @@ func (s *Session) compare(ctx context.Context, sent boottime, seen []sessionWork
 	var unknown []endRequest
 	s.mu.Lock()
 	for id, w := range s.works {
-		if k, ok := known[id]; !ok && w.begun < sent && !w.ending.Load() {
+		if k, ok := known[id]; !ok && w.known < sent && !w.ending.Load() {
 			gone = append(gone, w)
 		} else if k.Detached {
 			detached = append(detached, w)

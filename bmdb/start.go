@@ -72,7 +72,6 @@ func (s *Session) startFirst(ctx context.Context, tx *Tx, id uuid.UUID, process 
 			return got, "", "", err
 		}
 		if found {
-			tx.touched[machine] = true
 			return got, pool, provider, nil
 		}
 		tx.queueRows("WhyNotStarted", sqlWhyNotStarted, []any{machine, process}, func(row pgx.Rows) error { return row.Scan(&reason) })

@@ -172,7 +172,8 @@ SELECT machine_id, work_id, fence, attempt, backoff_seconds, checkpoint FROM c`
 	countInClaim = `,
 n AS (
     UPDATE claims SET active = claims.active + (SELECT count(*) FROM c), rev = claims.rev + 1,
-        started_at = COALESCE(claims.started_at, clock_timestamp())
+        started_at = COALESCE(claims.started_at, clock_timestamp()),
+        deadline_at = COALESCE(claims.deadline_at, clock_timestamp() + claims.active_deadline_seconds * interval '1 second')
     WHERE pool = $5 AND claim_key = $9 AND EXISTS (SELECT 1 FROM c))`
 
 	// sqlWorksStarted reads back which of the works of an ambiguous start exist.
@@ -249,12 +250,13 @@ cl AS (
     FROM n WHERE c.pool = n.pool AND c.claim_key = n.claim_key)
 SELECT work_id, event FROM f`
 
-	// sqlFence aborts the transaction (23502) if a work's end was not among the winners: the single form of an end, in which the
-	// COMMIT is on its way before the verdict is read.
+	// sqlFence aborts the transaction (23502) unless the work still holds its lock. It runs under the machine's mutex and before the
+	// end, in the form of an end that sends its COMMIT before any verdict is read. (The history cannot tell: it also has the ends
+	// that others made.)
 	sqlFence = `
 INSERT INTO work_history (machine_id, work_id, phase, process, event, timestamp, session_id, pool, claim_key, fence, attempt, duration_ms, actor)
-SELECT $1, NULL, 1, '', 'Lost', clock_timestamp(), $2, '', '', 0, 0, 0, ''
-WHERE NOT EXISTS (SELECT 1 FROM work_history WHERE machine_id = $1 AND work_id = $2 AND phase = 1)`
+SELECT $1, NULL, 1, '', 'Lost', clock_timestamp(), $3, '', '', 0, 0, 0, ''
+WHERE NOT EXISTS (SELECT 1 FROM work WHERE machine_id = $1 AND process = $2 AND work_id = $3)`
 
 	// sqlEndsOf reads back how works ended.
 	sqlEndsOf = "SELECT work_id, event FROM work_history WHERE machine_id = ANY($1) AND work_id = ANY($2) AND phase = 1"

@@ -41,6 +41,7 @@ type Work struct {
 	backoff     int64 // the recorded period, in seconds
 	checkpoint  []byte
 	begun       boottime
+	known       boottime // when this process knew that it is durable
 	ctx         context.Context
 	cancel      context.CancelCauseFunc
 	stopTimeout context.CancelFunc
@@ -62,7 +63,7 @@ type started struct {
 func (s *Session) newWork(r started, process, pool, provider, claimKey string, begun boottime, timeout time.Duration) *Work {
 	w := &Work{
 		Machine: r.Machine, id: r.ID, session: s, process: process, pool: pool, provider: provider, claimKey: claimKey,
-		fence: r.Fence, attempt: r.Attempt, backoff: r.BackoffSeconds, checkpoint: r.Checkpoint, begun: begun,
+		fence: r.Fence, attempt: r.Attempt, backoff: r.BackoffSeconds, checkpoint: r.Checkpoint, begun: begun, known: now(),
 	}
 	w.ctx, w.cancel = context.WithCancelCause(s.ctx)
 	w.stopTimeout = func() {}
@@ -181,8 +182,8 @@ func (w *Work) Finish(ctx context.Context, fn func(q *model.Queries) error) erro
 		r := w.request(EventFinished, "")
 		err := w.session.conn.transactAt(ctx, "finish", repeatableRead, func(ctx context.Context, tx *Tx) error {
 			tx.lockMachines(w.Machine)
+			tx.queue("Fence", sqlFence, w.Machine, w.process, w.id)
 			queueEnds(tx, w.session.actor(), []*endRequest{r}, nil)
-			tx.queue("Fence", sqlFence, w.Machine, w.id)
 			if fn != nil {
 				if err := fn(model.New(newRecorder(tx, made))); err != nil {
 					return err

@@ -1,0 +1,183 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bmdb
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// View is the object by which a Kubernetes cluster shows a machine, claim or provider. Of several views, in several clusters, one manages:
+// its spec counts. The zero View stands for a program without Kubernetes, which manages what nobody else does.
+type View struct {
+	// Cluster is the cluster's ID; empty for a program outside of any.
+	Cluster string
+	// UID and Name are the object's.
+	UID, Name string
+}
+
+// MachineSpec is what a machine's managing view says of it.
+type MachineSpec struct {
+	// Pool and Name are how people call it. A name is unique in its pool.
+	Pool, Name string
+	// Provider and ProviderID are its identity in the pool: the same pair is the same machine for ever.
+	Provider, ProviderID string
+	// Address is where it is reached; empty where the driver knows. It is unique among the machines of its provider.
+	Address string
+	// Labels are what claims select by. nil: none.
+	Labels map[string]string
+}
+
+// Registration is a machine's row as RegisterMachine left it.
+type Registration struct {
+	MachineID uuid.UUID
+	// Rev is the revision of the machine's row.
+	Rev int64
+	// Manages tells whether this view manages. If not, Manager is the cluster of the one that does.
+	Manages bool
+	Manager string
+}
+
+// Kinds of ConflictError.
+const (
+	IdentityConflict = "IdentityConflict" // the provider ID belongs to another object of the cluster, another name, or another pool
+	NameConflict     = "NameConflict"     // the name belongs to another machine of the pool
+	AddressConflict  = "AddressConflict"  // the address belongs to another machine of the provider
+)
+
+// ConflictError says that a machine cannot be registered because it contradicts another one. Nothing was changed. It clears when the other
+// party gives way: register again.
+type ConflictError struct {
+	// Kind is one of IdentityConflict, NameConflict, AddressConflict.
+	Kind string
+	// Other names the other party, for people.
+	Other string
+}
+
+func (e *ConflictError) Error() string { return fmt.Sprintf("%s with %s", e.Kind, e.Other) }
+
+// AtLimitError says that a provider may have no further machine. Nothing was changed.
+type AtLimitError struct {
+	// Pool and Provider are whose limit it is.
+	Pool, Provider string
+	// Limit is the greatest number of machines.
+	Limit int64
+}
+
+func (e *AtLimitError) Error() string {
+	return fmt.Sprintf("provider %s of pool %s has its maximum of %d machines", e.Provider, e.Pool, e.Limit)
+}
+
+// MachineSnapshot is everything that the status of a machine shows, as of one moment. Times are by the database's clock.
+type MachineSnapshot struct {
+	MachineID  uuid.UUID
+	Rev        int64
+	Pool       string
+	Name       string // empty: the machine was made with the library and has none
+	Provider   string
+	ProviderID string
+	Address    string
+	// Facts are what predicates are evaluated on.
+	Facts []string
+	Tags  MachineTags
+	// Works are what is being done to it now, the oldest first.
+	Works []MachineWork
+	// Backoffs are the processes that leave it alone for now.
+	Backoffs []MachineBackoff
+	Holds    []MachineHold
+	// Views are the attached ones.
+	Views []MachineView
+	// Failures are the last ends of processes that failed since they last succeeded, one for each process.
+	Failures []MachineFailure
+	// Labels are those that the managing view has.
+	Labels map[string]string
+	// HostKey is the pinned SSH host key in wire format; nil: none.
+	HostKey []byte
+}
+
+// MachineTags are the built-in tags of a machine; those that are nil are not set.
+type MachineTags struct {
+	AgentStarted   *AgentStartedTag
+	AgentHeartbeat *time.Time
+	// HardwareReport is the agent's last inventory; nil: none.
+	HardwareReport []byte
+	Custom         []CustomTag
+}
+
+// AgentStartedTag says when the agent was started, and its ed25519 public key.
+type AgentStartedTag struct {
+	At        time.Time
+	PublicKey []byte
+}
+
+// CustomTag is a tag that a user defined.
+type CustomTag struct {
+	Name  string
+	SetAt time.Time
+}
+
+// MachineWork is a work that holds a machine.
+type MachineWork struct {
+	Process, Slot string
+	WorkID        uuid.UUID
+	// Claim is the key of the claim that the work is done for; empty for none.
+	Claim   string
+	Session uuid.UUID
+	// Holder and Cluster are the runtime info and cluster of the session.
+	Holder, Cluster string
+	Start           time.Time
+	Attempt         int64
+	Step            string
+	Percent         int
+}
+
+// MachineBackoff is a period in which a process leaves a machine alone.
+type MachineBackoff struct {
+	Process  string
+	Until    time.Time
+	Attempts int64
+	Cause    string
+}
+
+// MachineHold is a hold on a machine.
+type MachineHold struct {
+	Name, Reason, Owner string
+	// Until is nil for a hold without an end.
+	Until *time.Time
+	At    time.Time
+	// Active is false for a hold whose time is over.
+	Active bool
+}
+
+// MachineView is an attached view of a machine.
+type MachineView struct {
+	View
+	Manages bool
+}
+
+// MachineFailure is how a process last failed on a machine.
+type MachineFailure struct {
+	Process  string
+	At       time.Time
+	Attempts int64
+	Cause    string
+}
+
+// Target is what a driver needs to know of a machine.
+type Target struct {
+	MachineID            uuid.UUID
+	Pool, Name           string
+	Provider, ProviderID string
+	Address              string
+	// HostKey is the pinned SSH host key in wire format; nil: none is pinned yet.
+	HostKey []byte
+	// OwnerAccepted tells that a person accepted that the host is this machine, whatever its owner file says. The work that takes the host
+	// over calls Work.UseOwnerAcceptance before it does.
+	OwnerAccepted bool
+}
+
+// ErrNoSuchMachine is returned where a machine is named that the database does not have.
+var ErrNoSuchMachine = fmt.Errorf("no such machine")

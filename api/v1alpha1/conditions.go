@@ -140,34 +140,49 @@ const (
 	// ReasonSimulatedNotAllowed: the operator was started without --allow-simulated.
 	ReasonSimulatedNotAllowed Reason = "SimulatedNotAllowed"
 	// ReasonInvalidConfiguration: something in the spec, or in what it names, cannot be used; the message says what and
-	// why. Of a WorkClaim: its selector cannot be.
+	// why. It stands for the drivers' ConfigInvalid and TypeUnknown too. Of a WorkClaim: its selector cannot be used.
 	ReasonInvalidConfiguration Reason = "InvalidConfiguration"
 )
 
-// Reasons why a driver refused to work on a machine, or could not. Of a Machine, Ready=False and Stalled=True, where only
-// a person can solve it. They are spelled like the reasons of the drivers' errors.
+// Reasons why a driver refused to work on a machine, or could not, spelled like the reasons of the drivers' errors. Of a
+// Machine, Ready=False and Stalled=True, where only a person can solve it; nothing was done to the machine then. The others
+// pass by themselves, by another attempt, and are seen in causes only.
 const (
-	// ReasonHostKeyMismatch: the machine shows another host key than the trusted one. Nothing was done. If that is right,
-	// "bmdb-operator accept MACHINE host-key" says so.
-	ReasonHostKeyMismatch Reason = "HostKeyMismatch"
-	// ReasonHostKeyUnknown: the list of known hosts has no key for the machine. Nothing was done.
-	ReasonHostKeyUnknown Reason = "HostKeyUnknown"
-	// ReasonOwnedByAnotherDatabase: the owner file on the host names another database. Nothing was done. If the host is
-	// ours, "bmdb-operator accept MACHINE owner" says so.
-	ReasonOwnedByAnotherDatabase Reason = "OwnedByAnotherDatabase"
-	// ReasonOwnedByAnotherMachine: the owner file on the host names another machine of this database. Nothing was done. If
-	// the host is this machine, "bmdb-operator accept MACHINE owner" says so.
-	ReasonOwnedByAnotherMachine Reason = "OwnedByAnotherMachine"
-	// ReasonAddressMissing: the provider's driver does not know the machine's address, and spec.address has none.
+	// ReasonAddressMissing (person): the provider's driver does not know the machine's address, and spec.address has none.
 	ReasonAddressMissing Reason = "AddressMissing"
-	// ReasonAuthenticationFailed: the machine refuses the user or the private key.
-	ReasonAuthenticationFailed Reason = "AuthenticationFailed"
-	// ReasonNeedsSudo: the user is not root and may not become root without a password.
-	ReasonNeedsSudo Reason = "NeedsSudo"
+	// ReasonAddressInvalid (person): the driver cannot use the address.
+	ReasonAddressInvalid Reason = "AddressInvalid"
 	// ReasonUnreachable: the machine does not answer at its address.
 	ReasonUnreachable Reason = "Unreachable"
 	// ReasonTimedOut: the work, or a step of it, did not end in its time.
 	ReasonTimedOut Reason = "TimedOut"
-	// ReasonAgentFailed: the agent could not be started on the machine.
+	// ReasonHostKeyMismatch (person): the machine shows another host key than the trusted one. If that is right,
+	// "bmdb-operator accept MACHINE host-key" says so.
+	ReasonHostKeyMismatch Reason = "HostKeyMismatch"
+	// ReasonHostKeyUnknown (person): the list of known hosts has no key for the machine.
+	ReasonHostKeyUnknown Reason = "HostKeyUnknown"
+	// ReasonHostKeyRevoked (person): the list of known hosts says that the key that the machine shows is revoked.
+	ReasonHostKeyRevoked Reason = "HostKeyRevoked"
+	// ReasonAuthenticationFailed (person): the machine refuses the user or the private key.
+	ReasonAuthenticationFailed Reason = "AuthenticationFailed"
+	// ReasonNeedsSudo (person): the user is not root and may not become root without a password.
+	ReasonNeedsSudo Reason = "NeedsSudo"
+	// ReasonOwnedByAnotherDatabase (person): the owner file on the host names another database. If the host is ours,
+	// "bmdb-operator accept MACHINE owner" says so.
+	ReasonOwnedByAnotherDatabase Reason = "OwnedByAnotherDatabase"
+	// ReasonOwnedByAnotherMachine (person): the owner file on the host names another machine of this database. If the host
+	// is this machine, "bmdb-operator accept MACHINE owner" says so.
+	ReasonOwnedByAnotherMachine Reason = "OwnedByAnotherMachine"
+	// ReasonOwnerUnclear (person): the owner file on the host cannot be understood.
+	ReasonOwnerUnclear Reason = "OwnerUnclear"
+	// ReasonArchitectureUnsupported (person): there is no agent for the machine's architecture.
+	ReasonArchitectureUnsupported Reason = "ArchitectureUnsupported"
+	// ReasonUploadFailed: the agent could not be brought to the machine.
+	ReasonUploadFailed Reason = "UploadFailed"
+	// ReasonCommandFailed: a command failed on the machine.
+	ReasonCommandFailed Reason = "CommandFailed"
+	// ReasonAgentFailed: the agent did not start, or what it printed is not what an agent prints.
 	ReasonAgentFailed Reason = "AgentFailed"
+	// ReasonSimulatedFailure: a simulated machine failed, as it was told to.
+	ReasonSimulatedFailure Reason = "SimulatedFailure"
 )

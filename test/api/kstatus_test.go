@@ -57,7 +57,8 @@ func states() []state {
 		},
 		fullMachine: {
 			v1alpha1.ReasonIdentityConflict, v1alpha1.ReasonNameConflict, v1alpha1.ReasonAddressConflict, v1alpha1.ReasonProviderNotReady,
-			v1alpha1.ReasonAtLimit, v1alpha1.ReasonHostKeyMismatch, v1alpha1.ReasonOwnedByAnotherDatabase, v1alpha1.ReasonOwnedByAnotherMachine,
+			v1alpha1.ReasonAtLimit, v1alpha1.ReasonAddressMissing, v1alpha1.ReasonHostKeyMismatch, v1alpha1.ReasonHostKeyUnknown,
+			v1alpha1.ReasonAuthenticationFailed, v1alpha1.ReasonOwnedByAnotherDatabase, v1alpha1.ReasonOwnedByAnotherMachine,
 			v1alpha1.ReasonDatabaseChanged, v1alpha1.ReasonDatabaseRewound,
 		},
 		fullSSH: {

@@ -1,0 +1,171 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/bmdb-dev/bmdb-operator/bmdb"
+	"github.com/bmdb-dev/bmdb-operator/bmdb/model"
+)
+
+const (
+	pool  = "metal"
+	claim = "start-agents"
+)
+
+// tell applies the samples, watches the claim as a user would, kills the operator that owns it in the middle, and checks the outcome in
+// the database.
+func tell(ctx context.Context, e *environment) error {
+	overlay, err := e.manifests()
+	if err != nil {
+		return fmt.Errorf("write manifests: %w", err)
+	}
+	fmt.Println("\n$ kubectl apply -k config/samples      # with the addresses, host keys and private key of these machines")
+	out, err := e.kubectl(ctx, "apply", "-k", overlay)
+	if err != nil {
+		return err
+	}
+	fmt.Print(out)
+
+	db, err := (&bmdb.BMDB{Config: bmdb.Config{DatabaseURL: e.databaseURL, ComponentName: "demo", MaxConnections: 2}}).Open(false)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+
+	fmt.Println("\n$ kubectl -n metal get wclaim -w")
+	watching, stopWatching := context.WithCancel(ctx)
+	defer stopWatching()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		watch(watching, e)
+	}()
+	victim, err := killOwner(ctx, e, db)
+	if err != nil {
+		return err
+	}
+	_, err = e.kubectl(ctx, "-n", pool, "wait", "--for=condition=Finished", "--timeout=120s", "wclaim/"+claim)
+	stopWatching()
+	<-watched
+	if err != nil {
+		return err
+	}
+	fmt.Println()
+	for _, args := range [][]string{{"get", "bmp"}, {"get", "bmm"}, {"get", "wclaim"}} {
+		fmt.Println("$ kubectl -n metal", strings.Join(args, " "))
+		out, err := e.kubectl(ctx, append([]string{"-n", pool}, args...)...)
+		if err != nil {
+			return err
+		}
+		fmt.Println(out)
+	}
+	return verify(ctx, e, db, victim)
+}
+
+// watch prints the claim's line whenever it changes.
+func watch(ctx context.Context, e *environment) {
+	last := ""
+	for sleep(ctx, 200*time.Millisecond) {
+		out, err := e.kubectl(ctx, "-n", pool, "get", "wclaim", claim, "--no-headers")
+		line := strings.TrimSpace(out)
+		if fields := strings.Fields(line); err == nil && len(fields) > 1 {
+			line = strings.Join(fields[:len(fields)-1], "   ") // without the age
+			if line != last {
+				fmt.Println("  " + line)
+				last = line
+			}
+		}
+	}
+}
+
+// killOwner waits until the claim is in the middle, with work under way, and kills the operator that does it with SIGKILL.
+func killOwner(ctx context.Context, e *environment, db *bmdb.Connection) (string, error) {
+	for sleep(ctx, 10*time.Millisecond) {
+		c, err := db.ClaimSnapshot(ctx, pool, claim, bmdb.ClaimLimits{})
+		if err != nil || len(c.Work) == 0 {
+			continue
+		}
+		for _, o := range e.operators {
+			if strings.Contains(c.Work[0].Holder, o.name) {
+				if err := o.process.Signal(syscall.SIGKILL); err != nil {
+					return "", err
+				}
+				<-o.process.Done()
+				fmt.Printf("  --- kill -9 %s, while it works on %d machines; its lease of %s has to run out first\n", o.name, len(c.Work), lease)
+				return o.name, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("the claim never had work under way: %w", ctx.Err())
+}
+
+// verify checks in the database that each machine has exactly one Finished, and prints the history of one that was taken over.
+func verify(ctx context.Context, e *environment, db *bmdb.Connection, victim string) error {
+	var shown []model.WorkHistory
+	name := ""
+	for i := range machineCount {
+		m := fmt.Sprintf("m%d", i+1)
+		machine, err := db.MachineByName(ctx, pool, m)
+		if err != nil {
+			return err
+		}
+		history, err := db.ListHistoryOf(ctx, machine.MachineID)
+		if err != nil {
+			return err
+		}
+		finished, lost := 0, 0
+		for _, h := range history {
+			switch h.Event {
+			case model.WorkHistoryEventFinished:
+				finished++
+			case model.WorkHistoryEventLost:
+				lost++
+			}
+		}
+		if finished != 1 {
+			return fmt.Errorf("machine %s has %d Finished in its history, want exactly 1", m, finished)
+		}
+		if shown == nil || lost > 0 {
+			shown, name = history, m
+		}
+	}
+	fmt.Printf("The history of machine %s, from the database (%s was killed; a Lost work was taken over by the other operator):\n\n", name, victim)
+	fmt.Printf("  %-12s %-12s %-10s %-9s %s\n", "TIME", "PROCESS", "EVENT", "FENCE", "BY")
+	for _, h := range shown {
+		fmt.Printf("  %-12s %-12s %-10s %-9d %s\n", h.Timestamp.Format("15:04:05.000"), h.Process, h.Event, h.Fence, h.Actor)
+	}
+	return nil
+}
+
+func ready(ctx context.Context, url string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answers %s", url, response.Status)
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}

@@ -90,16 +90,16 @@ func watch(ctx context.Context, e *environment) {
 func killOwner(ctx context.Context, e *environment, db *bmdb.Connection) (string, error) {
 	for sleep(ctx, 10*time.Millisecond) {
 		c, err := db.ClaimSnapshot(ctx, pool, claim, bmdb.ClaimLimits{})
-		if err != nil || len(c.Work) == 0 {
+		if err != nil || len(c.Works) == 0 {
 			continue
 		}
 		for _, o := range e.operators {
-			if strings.Contains(c.Work[0].Holder, o.name) {
+			if strings.Contains(c.Works[0].Holder, o.name) {
 				if err := o.process.Signal(syscall.SIGKILL); err != nil {
 					return "", err
 				}
 				<-o.process.Done()
-				fmt.Printf("  --- kill -9 %s, while it works on %d machines; its lease of %s has to run out first\n", o.name, len(c.Work), lease)
+				fmt.Printf("  --- kill -9 %s, while it works on %d machines; its lease of %s has to run out first\n", o.name, len(c.Works), lease)
 				return o.name, nil
 			}
 		}
@@ -117,7 +117,7 @@ func verify(ctx context.Context, e *environment, db *bmdb.Connection, victim str
 		if err != nil {
 			return err
 		}
-		history, err := db.ListHistoryOf(ctx, machine.MachineID)
+		history, err := db.ListHistoryOf(ctx, machine)
 		if err != nil {
 			return err
 		}

@@ -108,6 +108,16 @@ func (p *Process) Err() error {
 	return fmt.Errorf("%s ended (%s); the end of its log:\n%s", filepath.Base(p.config.Path), state, Tail(p.config.Log))
 }
 
+// Exit is how an ended child ended, nil while it runs.
+func (p *Process) Exit() *os.ProcessState {
+	select {
+	case <-p.done:
+		return p.cmd.ProcessState
+	default:
+		return nil
+	}
+}
+
 // Signal sends a signal. That the child has ended already is not an error.
 func (p *Process) Signal(signal syscall.Signal) error {
 	if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {

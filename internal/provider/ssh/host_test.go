@@ -48,6 +48,7 @@ type host struct {
 
 	released chan struct{} // closed at the end of the test: what hangs goes on
 	running  sync.WaitGroup
+	close    func() // ends the host and waits for all that runs on it
 }
 
 // behaviour is what is wrong with a host. The zero value is a good one.
@@ -132,7 +133,7 @@ func (h *host) serve(t *testing.T, handle func(net.Conn)) {
 			h.running.Go(func() { handle(conn) })
 		}
 	})
-	t.Cleanup(func() {
+	h.close = sync.OnceFunc(func() {
 		_ = listener.Close()
 		close(h.released)
 		h.mu.Lock()
@@ -142,6 +143,7 @@ func (h *host) serve(t *testing.T, handle func(net.Conn)) {
 		h.mu.Unlock()
 		h.running.Wait()
 	})
+	t.Cleanup(h.close)
 }
 
 // remoteStateDir of in-process hosts. Each has a directory of its own here.

@@ -59,7 +59,7 @@ func parseKnownHosts(list []byte) (callback ssh.HostKeyCallback, err error) {
 	closeErr := r.Close()
 	writeErr := <-written
 	if err != nil {
-		return nil, errors.New(strings.ReplaceAll(err.Error(), name, "line "))
+		return nil, errors.New(strings.ReplaceAll(err.Error(), name+":", "line "))
 	}
 	if err := errors.Join(closeErr, writeErr); err != nil {
 		return nil, fmt.Errorf("read list: %w", err)

@@ -1,0 +1,129 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bmdb_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/bmdb-dev/bmdb-operator/bmdb"
+	"github.com/bmdb-dev/bmdb-operator/bmdb/bmdbtest"
+	"github.com/bmdb-dev/bmdb-operator/bmdb/migrations"
+)
+
+// emptyDatabase makes a database without a schema, beside one that bmdbtest made and drops with it.
+func emptyDatabase(t *testing.T) string {
+	t.Helper()
+	u, err := url.Parse(bmdbtest.NewURL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin := connect(t, u.String())
+	name := "bmdb_empty_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	if _, err := admin.Exec(t.Context(), "CREATE DATABASE "+name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := admin.Exec(context.Background(), "DROP DATABASE "+name); err != nil {
+			t.Error(err)
+		}
+	})
+	u.Path = "/" + name
+	return u.String()
+}
+
+func connect(t *testing.T, databaseURL string) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), databaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return conn
+}
+
+func TestMigrateOnceForAll(t *testing.T) {
+	t.Parallel()
+	empty := emptyDatabase(t)
+	open := func() error {
+		c, err := (&bmdb.BMDB{Config: bmdb.Config{DatabaseURL: empty}}).Open(false)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	}
+	if err := open(); !errors.Is(err, bmdb.ErrSchemaTooOld) {
+		t.Errorf("open of an empty database: %v, want ErrSchemaTooOld", err)
+	}
+	const programs = 4
+	errs := make(chan error)
+	for range programs {
+		go func() { errs <- bmdb.Migrate(t.Context(), empty, slog.New(slog.DiscardHandler)) }()
+	}
+	for range programs {
+		if err := <-errs; err != nil {
+			t.Errorf("one of several migrations at once: %v", err)
+		}
+	}
+	if err := open(); err != nil {
+		t.Errorf("open of a migrated database: %v", err)
+	}
+	db := connect(t, empty)
+	if _, err := db.Exec(t.Context(), "INSERT INTO bmdb_schema_version (version_id, is_applied) VALUES ($1, true)", migrations.Latest+1); err != nil {
+		t.Fatal(err)
+	}
+	if err := open(); !errors.Is(err, bmdb.ErrSchemaTooNew) {
+		t.Errorf("open of a database from the future: %v, want ErrSchemaTooNew", err)
+	}
+}
+
+// The lock of a migration is a lease and does not fence, so two programs may run the same migration: each is idempotent.
+func TestMigrationsAreIdempotent(t *testing.T) {
+	t.Parallel()
+	db := connect(t, bmdbtest.NewURL(t))
+	names, err := fs.Glob(migrations.FS, "*.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(names) != migrations.Latest {
+		t.Errorf("there are %d migrations, and Latest is %d", len(names), migrations.Latest)
+	}
+	for i, name := range names {
+		if want := fmt.Sprintf("%04d_", i+1); !strings.HasPrefix(name, want) {
+			t.Errorf("%s: want a name that begins with %s", name, want)
+		}
+		text, err := fs.ReadFile(migrations.FS, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(text), "+goose NO TRANSACTION") {
+			t.Errorf("%s runs in a transaction", name)
+		}
+		if n := strings.Count(string(text), ";\n"); n != 1 {
+			t.Errorf("%s has %d statements, want one schema change", name, n)
+		}
+		if _, err := db.Exec(t.Context(), string(text)); err != nil {
+			t.Errorf("%s run again: %v", name, err)
+		}
+	}
+}
+
+func TestOpenHidesThePassword(t *testing.T) {
+	t.Parallel()
+	for _, broken := range []string{"postgresql://user:hunter2@host:port/db", "postgresql://user:hunter2@127.0.0.1:1/db?connect_timeout=1"} {
+		_, err := (&bmdb.BMDB{Config: bmdb.Config{DatabaseURL: broken}}).Open(false)
+		if err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("open %q: %v, want an error without the password", broken, err)
+		}
+	}
+}

@@ -14,8 +14,9 @@ const forever = "'9999-12-31 00:00:00+00'::timestamptz"
 // process. Retrieval, starts, explanation, gauges and the repair sweep are made of it. Facts that depend on time are evaluated with
 // the clock: eligibleNow at this moment, eligibleLater when their time has come.
 const (
-	eligibleNow   = "(p.requires <@ (m.facts || CASE WHEN m.unresponsive_at <= clock_timestamp() THEN ARRAY['AgentUnresponsive'] ELSE ARRAY[]::text[] END)" + notForbidden
+	eligibleNow   = "(p.requires <@ " + factsNow + notForbidden
 	eligibleLater = "(p.requires <@ (m.facts || CASE WHEN m.unresponsive_at IS NOT NULL THEN ARRAY['AgentUnresponsive'] ELSE ARRAY[]::text[] END)" + notForbidden
+	factsNow      = "(m.facts || CASE WHEN m.unresponsive_at <= clock_timestamp() THEN ARRAY['AgentUnresponsive'] ELSE ARRAY[]::text[] END)"
 	notForbidden  = " AND NOT (p.forbids && m.facts) AND NOT (m.facts && ARRAY['ViewLost']))"
 
 	notHeld = "(m.held_until IS NULL OR m.held_until <= clock_timestamp())"
@@ -23,8 +24,8 @@ const (
 	// due is a work row that may be started: a reader does not wait for the promoter.
 	due = "(w.state = 2 OR (w.state = 1 AND w.not_before <= clock_timestamp()))"
 
-	// limitOf is the name of the limit of a provider.
-	limitOf = "'provider/' || w.pool || '/' || w.provider"
+	// closedForClaim is a row d of claim_machines on whose machine its claim starts nothing more.
+	closedForClaim = "(d.finished_work_id IS NOT NULL OR d.quarantined_at IS NOT NULL OR d.skipped)"
 )
 
 // Database and processes.

@@ -131,7 +131,7 @@ e AS (
     WHERE ` + due + `
       AND NOT EXISTS (SELECT 1 FROM work o WHERE o.machine_id = z.machine_id AND o.slot = p.slot AND o.work_id IS NOT NULL)
       AND NOT EXISTS (SELECT 1 FROM claim_machines d WHERE d.pool = $5 AND d.claim_key = $9 AND d.machine_id = z.machine_id
-                      AND (d.finished_work_id IS NOT NULL OR d.quarantined_at IS NOT NULL OR d.skipped))),
+                      AND ` + closedForClaim + `)),
 f AS (
     SELECT s.n, row_number() OVER (ORDER BY s.n) AS rn FROM (
         SELECT n FROM limit_slots WHERE limit_id = (SELECT limit_id FROM p) AND open AND work_id IS NULL AND EXISTS (SELECT 1 FROM e)
@@ -243,6 +243,10 @@ cl AS (
             WHEN c.state = 'Running' AND c.mode = 'Once' AND c.succeeded + n.finished + c.skipped >= c.completions THEN 'Complete'
             WHEN c.state = 'Running' AND c.failed + n.quarantined > c.max_failed_machines AND c.active = n.ended THEN 'TooManyFailedMachines'
             ELSE c.reason END,
+        message = CASE
+            WHEN c.state = 'Running' AND (c.mode = 'Once' AND c.succeeded + n.finished + c.skipped >= c.completions
+                 OR c.failed + n.quarantined > c.max_failed_machines AND c.active = n.ended) THEN ''
+            ELSE c.message END,
         completed_at = CASE
             WHEN c.state = 'Running' AND (c.mode = 'Once' AND c.succeeded + n.finished + c.skipped >= c.completions
                  OR c.failed + n.quarantined > c.max_failed_machines AND c.active = n.ended) THEN clock_timestamp()

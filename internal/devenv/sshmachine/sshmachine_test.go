@@ -182,13 +182,17 @@ func TestPower(t *testing.T) {
 		upload(t, login(ctx, t, fleet, machine), program, "/root/helper")
 
 		boots := map[string]bool{}
-		for name, end := range map[string]func() error{
-			"nothing":   func() error { return nil },
-			"reboot":    func() error { return machine.Reboot(ctx) },
-			"power cut": func() error { return errors.Join(machine.PowerOff(), expectOff(ctx, machine), machine.PowerOn(ctx)) },
-			"reboot(2)": func() error { return rebootInside(ctx, t, fleet, machine) },
+		for _, step := range []struct {
+			name string
+			end  func() error
+		}{
+			{"first boot", func() error { return nil }},
+			{"reboot", func() error { return machine.Reboot(ctx) }},
+			{"power cut", func() error { return errors.Join(machine.PowerOff(), expectOff(ctx, machine), machine.PowerOn(ctx)) }},
+			{"reboot(2)", func() error { return rebootInside(ctx, t, fleet, machine) }},
 		} {
-			if err := end(); err != nil {
+			name := step.name
+			if err := step.end(); err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
 			client := login(ctx, t, fleet, machine)
@@ -207,7 +211,9 @@ func TestPower(t *testing.T) {
 
 func rebootInside(ctx context.Context, t *testing.T, fleet *Fleet, machine *Machine) error {
 	t.Helper()
+	const bootID = "cat /proc/sys/kernel/random/boot_id"
 	client := login(ctx, t, fleet, machine)
+	before := run(t, client, bootID)
 	session, err := client.NewSession()
 	if err != nil {
 		return err
@@ -215,8 +221,22 @@ func rebootInside(ctx context.Context, t *testing.T, fleet *Fleet, machine *Mach
 	if err := session.Run(helperEnv + "=reboot /root/helper"); err == nil {
 		return errors.New("the machine did not reboot")
 	}
-	client.Close()
-	return eventually(ctx, func() error { return answers(ctx, machine.Address) })
+	// It may answer for another moment.
+	return eventually(ctx, func() error {
+		client, err := dial(ctx, t, fleet, machine, fleet.KnownHosts())
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		session, err := client.NewSession()
+		if err != nil {
+			return err
+		}
+		if now, err := session.Output(bootID); err != nil || strings.TrimSpace(string(now)) == before {
+			return fmt.Errorf("the machine has not rebooted: %w", err)
+		}
+		return nil
+	})
 }
 
 func expectOff(ctx context.Context, machine *Machine) error {

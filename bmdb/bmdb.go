@@ -106,7 +106,7 @@ type DatabaseIdentity struct {
 // migrated further, it refuses a schema outside of the range that this version works with (ErrSchemaTooOld, ErrSchemaTooNew). The
 // caller closes the connection.
 func (b *BMDB) Open(migrate bool) (*Connection, error) {
-	config, err := b.Config.withDefaults()
+	config, err := b.withDefaults()
 	if err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
 	}

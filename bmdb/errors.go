@@ -33,9 +33,9 @@ var (
 	// ErrClaimLost is returned to an owner of a claim that another session took over, or whose claim is over.
 	ErrClaimLost = errors.New("claim is not owned by this session any more")
 
-	// ErrSchemaTooOld and ErrSchemaTooNew are returned by Open when the database's schema is outside of the range that this
-	// version of the library works with.
+	// ErrSchemaTooOld is returned by Open when the database's schema is older than this version of the library works with.
 	ErrSchemaTooOld = errors.New("database schema is too old for this version: run the migration first")
+	// ErrSchemaTooNew is returned by Open when the database's schema is newer than this version of the library works with.
 	ErrSchemaTooNew = errors.New("database schema is too new for this version: run a newer version of this program")
 )
 

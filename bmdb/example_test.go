@@ -26,7 +26,11 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer session.Close(ctx)
+	defer func() {
+		if err := session.Close(ctx); err != nil {
+			log.Print(err)
+		}
+	}()
 	for {
 		work, err := session.Work(ctx, model.ProcessAgentStart, func(q *model.Queries) ([]uuid.UUID, error) {
 			machines, err := q.GetMachinesForAgentStart(ctx, 10)
@@ -59,4 +63,6 @@ func Example() {
 	// no machine needs an agent
 }
 
-func startAgent(context.Context, uuid.UUID) ([]byte, error) { return []byte("an ed25519 key"), nil }
+func startAgent(ctx context.Context, _ uuid.UUID) ([]byte, error) {
+	return []byte("an ed25519 key"), ctx.Err()
+}

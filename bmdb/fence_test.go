@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
 	"github.com/bmdb-dev/bmdb-operator/bmdb/bmdbtest"
 	"github.com/bmdb-dev/bmdb-operator/bmdb/model"
@@ -28,11 +26,7 @@ func TestFinishOfTakenOverWorkWritesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	db, err := pgx.Connect(ctx, url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close(ctx)
+	db := connect(t, url)
 	// What a reaper leaves behind.
 	for _, sql := range []string{
 		"UPDATE machine_state SET rev = rev + 1",

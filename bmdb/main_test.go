@@ -4,6 +4,7 @@
 package bmdb_test
 
 import (
+	"fmt"
 	"os"
 	"testing"
 
@@ -15,11 +16,11 @@ import (
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if err := postgres.CloseShared(); err != nil && code == 0 {
-		println("close the test server:", err.Error())
+		fmt.Fprintln(os.Stderr, "close the test server:", err)
 		code = 1
 	}
 	if err := goleak.Find(); err != nil && code == 0 {
-		println("goroutines are left over:", err.Error())
+		fmt.Fprintln(os.Stderr, "goroutines are left over:", err)
 		code = 1
 	}
 	os.Exit(code)

@@ -46,7 +46,7 @@ func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	provider, err := newProvider(db, true)
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
@@ -70,7 +70,7 @@ func SchemaStatus(ctx context.Context, databaseURL string) (Status, error) {
 	if err != nil {
 		return Status{}, fmt.Errorf("read schema version: %w", err)
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	store, err := database.NewStore(database.DialectPostgres, versionTable)
 	if err != nil {
 		return Status{}, fmt.Errorf("read schema version: %w", err)

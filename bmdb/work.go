@@ -1,3 +1,6 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
 package bmdb
 
 import (

@@ -106,7 +106,7 @@ func create(ctx context.Context, admin, name string) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close(ctx)
+	defer func() { _ = conn.Close(ctx) }()
 	if conn.PgConn().ParameterStatus("crdb_version") != "" {
 		if _, err := conn.Exec(ctx, "CREATE DATABASE "+name); err != nil {
 			return err
@@ -125,7 +125,7 @@ func create(ctx context.Context, admin, name string) error {
 	if err != nil {
 		return err
 	}
-	defer fresh.Close(ctx)
+	defer func() { _ = fresh.Close(ctx) }()
 	_, err = fresh.Exec(ctx, "UPDATE database_identity SET database_id = $1 WHERE singleton = 1", uuid.New())
 	return err
 }
@@ -185,7 +185,7 @@ func drop(ctx context.Context, admin, name string) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close(ctx)
+	defer func() { _ = conn.Close(ctx) }()
 	force := " WITH (FORCE)"
 	if conn.PgConn().ParameterStatus("crdb_version") != "" {
 		force = " CASCADE"

@@ -123,10 +123,10 @@ func verify(ctx context.Context, e *environment, db *bmdb.Connection, victim str
 		}
 		finished, lost := 0, 0
 		for _, h := range history {
-			switch h.Event {
-			case model.WorkHistoryEventFinished:
+			if h.Event == model.WorkHistoryEventFinished {
 				finished++
-			case model.WorkHistoryEventLost:
+			}
+			if h.Event == model.WorkHistoryEventLost {
 				lost++
 			}
 		}

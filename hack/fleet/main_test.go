@@ -30,7 +30,7 @@ func TestFleet(t *testing.T) {
 		}
 		kinds[claim.Kind]++
 		for _, name := range claim.Spec.Machines.Names {
-			named[string(name)]++
+			named[name]++
 		}
 	}
 	if kinds["ProviderConfig"] != 1 || kinds["Machine"] != 7 || kinds["WorkClaim"] != 3 {

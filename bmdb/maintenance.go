@@ -5,6 +5,7 @@ package bmdb
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -96,20 +97,22 @@ func (m *maintenance) reap(ctx context.Context) error {
 		still[l.Session] = s
 	}
 	m.seen = still
+	var failed []error
 	for _, l := range leases {
 		if l.Over && m.seen[l.Session].watched >= m.conn.lease.watch() {
-			if err := m.kill(ctx, l.Session, l.Deadline); err != nil {
-				return err
-			}
+			failed = append(failed, m.kill(ctx, l.Session, l.Deadline))
 		}
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
-// kill ends one session in a transaction of its own, and then its works.
+// kill ends one session in a transaction of its own, and then its works. A session whose identity row is locked, by a closure of the dead
+// that the server has yet to end, waits for the next turn: it must not keep the others waiting.
 func (m *maintenance) kill(ctx context.Context, session uuid.UUID, deadline time.Time) error {
 	killed := false
-	err := m.conn.transact(ctx, "reap", func(_ context.Context, tx *Tx) error {
+	ending, cancel := context.WithTimeout(ctx, max(m.conn.lease.poll(), 500*time.Millisecond))
+	defer cancel()
+	err := m.conn.transact(ending, "reap", func(_ context.Context, tx *Tx) error {
 		killed = false
 		tx.queueRows("KillSession", sqlKillSession, []any{session, deadline, m.conn.lease.grace().Milliseconds()}, func(pgx.Rows) error {
 			killed = true

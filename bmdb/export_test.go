@@ -1,0 +1,110 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bmdb
+
+import (
+	"context"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// This file opens what tests need to bring about by hand what otherwise takes time.
+
+// WithoutBeat makes a session that dies of its lease.
+var WithoutBeat = withoutBeat
+
+// Beat beats once, now.
+func (s *Session) Beat(ctx context.Context) error { return s.beat(ctx) }
+
+// Actor is who the session's starts and ends are by, in history.
+func (s *Session) Actor() string { return s.actor() }
+
+// Distrust makes the session believe that its last good beat is longer ago than it may be, as it finds itself after its process or its
+// machine stood still. Nothing is told to those who wait on timers.
+func (s *Session) Distrust() { s.trusted.Store(int64(now()) - 1) }
+
+// BeatWithout makes the session compare what it does with a database that knows none of it, as of a beat that was sent at a moment.
+func (s *Session) BeatWithout(ctx context.Context, sent LocalTime) {
+	s.compare(ctx, boottime(sent), nil)
+}
+
+// LocalTime is a reading of the clock that sessions trust.
+type LocalTime int64
+
+// Now reads that clock.
+func Now() LocalTime { return LocalTime(now()) }
+
+// Chores are what one program does for all, one turn at a time.
+type Chores struct{ m *maintenance }
+
+// NewChores returns the chores of a program that has just started.
+func NewChores(c *Connection) *Chores { return &Chores{newMaintenance(c)} }
+
+// Reap looks at the leases once, and ends what it has watched for long enough.
+func (c *Chores) Reap(ctx context.Context) error { return c.m.reap(ctx) }
+
+// Watch makes all the leases of the last look count as watched for long enough.
+func (c *Chores) Watch() {
+	for id, s := range c.m.seen {
+		s.watched = c.m.conn.lease.watch()
+		c.m.seen[id] = s
+	}
+}
+
+// Watched is for how long the reaper has seen a lease unchanged.
+func (c *Chores) Watched(session uuid.UUID) time.Duration { return c.m.seen[session].watched }
+
+// Sweep and Promote do one turn.
+func (c *Chores) Sweep(ctx context.Context) error { return c.m.sweep(ctx) }
+
+// Promote does one turn.
+func (c *Chores) Promote(ctx context.Context) error { return c.m.promote(ctx) }
+
+// LeaseTimes is the arithmetic of a lease.
+type LeaseTimes struct {
+	Beat, Margin, Grace, Poll, Idle, Watch, Takeover, Trusted time.Duration
+}
+
+// TimesOf returns the arithmetic of a lease of a length, where the clocks of the database differ by up to an offset.
+func TimesOf(length, offset time.Duration) LeaseTimes {
+	l := lease{length: length, offset: offset}
+	return LeaseTimes{
+		Beat: l.beat(), Margin: l.margin(), Grace: l.grace(), Poll: l.poll(), Idle: l.idle(), Watch: l.watch(), Takeover: l.takeover(),
+		Trusted: l.trusted(0).sub(0),
+	}
+}
+
+// Next and Delay are the period after a period, and for how long the machine is left alone in it, in seconds.
+func (b *Backoff) Next(last int64) int64 { return b.next(last) }
+
+// Delay is for how long a machine is left alone in a period.
+func (b *Backoff) Delay(period int64) int64 { return b.delay(period) }
+
+// Reevaluate brings the work rows of machines up to date.
+func (c *Connection) Reevaluate(ctx context.Context, machines ...uuid.UUID) error {
+	return c.reevaluate(ctx, "reevaluate", machines)
+}
+
+// HoldForTest does what every hold does: mutex, row, recompute.
+func (c *Connection) HoldForTest(ctx context.Context, machine uuid.UUID, name string, until *time.Time) error {
+	return c.transact(ctx, "hold", func(_ context.Context, tx *Tx) error {
+		tx.lockMachines(machine)
+		tx.queue("Hold", `INSERT INTO machine_holds (machine_id, hold_name, pool, reason, owner, held_until, held_at)
+			SELECT machine_id, $2, pool, 'test', 'test', $3, clock_timestamp() FROM machine_state WHERE machine_id = $1
+			ON CONFLICT (machine_id, hold_name) DO UPDATE SET held_until = excluded.held_until`, machine, name, until)
+		tx.recompute([]uuid.UUID{machine})
+		return nil
+	})
+}
+
+// ReleaseForTest undoes HoldForTest.
+func (c *Connection) ReleaseForTest(ctx context.Context, machine uuid.UUID, name string) error {
+	return c.transact(ctx, "release", func(_ context.Context, tx *Tx) error {
+		tx.lockMachines(machine)
+		tx.queue("Release", "DELETE FROM machine_holds WHERE machine_id = $1 AND hold_name = $2", machine, name)
+		tx.recompute([]uuid.UUID{machine})
+		return nil
+	})
+}

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
@@ -157,7 +158,7 @@ func TestEveryRuleIsTried(t *testing.T) {
 }
 
 // TestBounds sets each field of each spec to its least and greatest value, which are accepted, and one beyond, which is
-// refused. The bounds are those of the schema, so that a field cannot be forgotten; that there are any is the matter of
+// refused, and leaves out each one that is required. The bounds are those of the schema, so that a field cannot be forgotten; that there are any is the matter of
 // TestSchemaIsBounded.
 func TestBounds(t *testing.T) {
 	c := newClient(t)
@@ -170,6 +171,16 @@ func TestBounds(t *testing.T) {
 		walk("spec", &spec, func(path string, s *schema) {
 			if !hasParent(u.Object, path) {
 				return
+			}
+			for _, name := range s.Required {
+				if _, found, _ := unstructured.NestedFieldNoCopy(u.Object, strings.Split(path, ".")...); !found {
+					continue
+				}
+				t.Run(fmt.Sprintf("%s/%s/without %s", u.GetName(), path, name), func(t *testing.T) {
+					changed := u.DeepCopy()
+					unset(path+"."+name)(t, changed)
+					verify(t, c.Create(t.Context(), changed, client.DryRunAll), path+"."+name+": Required value")
+				})
 			}
 			for _, b := range boundsOf(s) {
 				t.Run(fmt.Sprintf("%s/%s/%s", u.GetName(), path, b.name), func(t *testing.T) {

@@ -12,7 +12,6 @@ import (
 
 var errNotYet = errors.New("not available yet")
 
-type walk struct{}
 
 // RegisterMachine records a machine, or finds the one that is recorded, and attaches the view to it.
 func (c *Connection) RegisterMachine(ctx context.Context, v View, spec MachineSpec) (Registration, error) {
@@ -101,39 +100,6 @@ type ProcessState struct {
 	// Filling tells that not every machine was evaluated against the definition yet.
 	Filling bool
 }
-
-// AttachClaim records a claim, or finds the one that is recorded, and attaches the view to it.
-func (c *Connection) AttachClaim(ctx context.Context, v View, spec ClaimSpec, runnable bool) (Attachment, error) {
-	return Attachment{}, errNotYet
-}
-
-// DetachClaim takes a view from a claim.
-func (c *Connection) DetachClaim(ctx context.Context, v View, pool, key string) (remaining int64, err error) {
-	return 0, errNotYet
-}
-
-// ClaimSnapshot reads what the status of a claim shows. ErrNoSuchClaim.
-func (c *Connection) ClaimSnapshot(ctx context.Context, pool, key string, limits ClaimLimits) (*ClaimSnapshot, error) {
-	return nil, errNotYet
-}
-
-// OwnClaims takes up claims that nobody owns.
-func (s *Session) OwnClaims(ctx context.Context, max int) ([]*OwnedClaim, error) {
-	return nil, errNotYet
-}
-
-// ClaimRound is one retrieval for a claim by its owner.
-func (s *Session) ClaimRound(ctx context.Context, claim *OwnedClaim, free int) ([]*Work, error) {
-	return nil, errNotYet
-}
-
-// ReviewClaim finds out why nothing more can be started for a claim.
-func (s *Session) ReviewClaim(ctx context.Context, claim *OwnedClaim) (Outlook, error) {
-	return Outlook{}, errNotYet
-}
-
-// ReleaseClaim gives up a claim.
-func (s *Session) ReleaseClaim(ctx context.Context, claim *OwnedClaim) error { return errNotYet }
 
 // Explain says why a process is not started on a machine.
 func (c *Connection) Explain(ctx context.Context, machine uuid.UUID, process string) (Explanation, error) {

@@ -42,7 +42,8 @@ type Session struct {
 	over chan struct{} // closed when nothing of the session runs any more
 
 	mu    sync.Mutex
-	works map[uuid.UUID]*Work
+	works  map[uuid.UUID]*Work
+	claims map[string]*OwnedClaim // by pool and key
 }
 
 // SessionOption changes how a session is run.
@@ -66,7 +67,7 @@ func (c *Connection) StartSession(ctx context.Context, opts ...SessionOption) (*
 	for _, opt := range opts {
 		opt(&o)
 	}
-	s := &Session{UUID: uuid.New(), conn: c, works: map[uuid.UUID]*Work{}, ends: make(chan *endRequest), over: make(chan struct{})}
+	s := &Session{UUID: uuid.New(), conn: c, works: map[uuid.UUID]*Work{}, claims: map[string]*OwnedClaim{}, ends: make(chan *endRequest), over: make(chan struct{})}
 	sent := now()
 	err := c.transact(ctx, "start session", func(_ context.Context, tx *Tx) error {
 		sent = now()

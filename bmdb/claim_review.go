@@ -1,0 +1,294 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bmdb
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// How long an owner may wait before it looks again.
+const (
+	retrySoon   = time.Second      // something may be started
+	retryLater  = 5 * time.Second  // it depends on others
+	retryRarely = 15 * time.Second // it depends on people, or on machines that are not there yet
+	// reviewPage is how many machines are classified in one statement.
+	reviewPage = 5000
+)
+
+// Classes of a machine for a claim: the first gate that a start on it does not pass. They are the words of the statement.
+const (
+	classDone        = "Done"
+	classActive      = "Active"
+	classFulfilled   = "Fulfilled"
+	classNotNeeded   = "NotNeeded"
+	classQuarantined = "Quarantined"
+	classHeld        = "Held"
+	classLockedBy    = "LockedBy"
+	classBackedOff   = "BackedOff"
+	classAtLimit     = "AtLimit"
+	classReady       = "Ready"
+)
+
+// ReviewClaim finds out whether a claim that its owner owns is over, and if not, why nothing more can be started for it now; and writes that to
+// the claim's row where it differs. Call it when ClaimRound returns ErrNothingToDo, and again after Outlook.RetryAfter. It locks nothing
+// that work is done under, and reads every selected machine, in pages, if no work of the claim goes on or the claim has names.
+//
+// Named machines that do not need the process are marked as skipped, in mode Once. The outlook of a claim that is over is returned without an
+// error, as often as it is asked for. ErrClaimLost: the claim is not this session's any more.
+func (s *Session) ReviewClaim(ctx context.Context, claim *OwnedClaim) (Outlook, error) {
+	out, err := s.reviewClaim(ctx, claim)
+	if err != nil {
+		return Outlook{}, fmt.Errorf("review claim %s/%s: %w", claim.Spec.Pool, claim.Spec.Key, err)
+	}
+	return out, nil
+}
+
+func (s *Session) reviewClaim(ctx context.Context, claim *OwnedClaim) (Outlook, error) {
+	r, err := s.refresh(ctx, claim)
+	if err != nil {
+		return Outlook{}, err
+	}
+	if r.state != ClaimRunning {
+		return Outlook{State: r.state, Reason: r.reason, Message: r.message}, nil
+	}
+	// A machine that was quarantined while attempts were added.
+	if r.failed > 0 {
+		err := s.conn.transact(ctx, "review claim", func(_ context.Context, tx *Tx) error {
+			tx.queue("ReleaseQuarantined", sqlReleaseQuarantined, r.spec.Pool, r.spec.Key, false)
+			return nil
+		})
+		if err != nil {
+			return Outlook{}, err
+		}
+	}
+	began := now()
+	c := &census{row: r, conn: s.conn}
+	if r.active == 0 || len(r.spec.Names) > 0 {
+		if err := c.take(ctx); err != nil {
+			return Outlook{}, err
+		}
+		if n, err := s.skipNames(ctx, claim, c); err != nil {
+			return Outlook{}, err
+		} else if n > 0 {
+			return s.reviewClaim(ctx, claim)
+		}
+	}
+	out, err := c.outlook(ctx)
+	if err != nil {
+		return Outlook{}, err
+	}
+	if out.State != ClaimRunning {
+		return s.endClaim(ctx, claim, c.selected, out)
+	}
+	// Looking at a large selection again costs as much as it did now.
+	out.RetryAfter = max(out.RetryAfter, 10*now().sub(began))
+	selected := r.selects
+	if c.taken {
+		selected = c.selected
+	}
+	return out, s.writeOutlook(ctx, claim, selected, out)
+}
+
+// skipNames marks the named machines that do not need the process as skipped, as far as the claim has room for them, and returns how many
+// were.
+func (s *Session) skipNames(ctx context.Context, claim *OwnedClaim, c *census) (int64, error) {
+	if claim.Spec.Mode != ModeOnce || len(claim.Spec.Names) == 0 || c.count(classFulfilled) == 0 || c.row.room() == 0 && c.row.active == 0 {
+		return 0, nil
+	}
+	key := []any{claim.Spec.Pool, claim.Spec.Key, s.UUID, claim.Epoch}
+	var skipped int64
+	err := s.conn.transact(ctx, "skip machines", func(ctx context.Context, tx *Tx) error {
+		var room int64
+		var fulfilled []uuid.UUID
+		tx.queueRows("RoomToSkip", sqlRoomToSkip, key, func(row pgx.Rows) error { return row.Scan(&room) })
+		tx.queueRows("FulfilledOfNames", sqlFulfilledOfNames, append(claim.Spec.selectionArgs(), claim.Spec.Names), scanIDs(&fulfilled))
+		if err := tx.flush(ctx); err != nil {
+			return err
+		}
+		skipped = 0
+		if room <= 0 || len(fulfilled) == 0 {
+			return nil
+		}
+		tx.queueRows("Skip", sqlSkip, []any{claim.Spec.Pool, claim.Spec.Key, fulfilled, room}, func(pgx.Rows) error { skipped++; return nil })
+		if err := tx.flush(ctx); err != nil || skipped == 0 {
+			return err
+		}
+		tx.queue("CountSkipped", sqlCountSkipped, append(append([]any{}, key...), skipped)...)
+		return nil
+	})
+	return skipped, err
+}
+
+func scanIDs(ids *[]uuid.UUID) func(row pgx.Rows) error {
+	return func(row pgx.Rows) error {
+		var id uuid.UUID
+		err := row.Scan(&id)
+		*ids = append(*ids, id)
+		return err
+	}
+}
+
+// writeOutlook shows what the owner found. It changes nothing where that is known already.
+func (s *Session) writeOutlook(ctx context.Context, claim *OwnedClaim, selected int64, out Outlook) error {
+	return s.conn.transact(ctx, "write outlook", func(_ context.Context, tx *Tx) error {
+		tx.queue("WriteOutlook", sqlWriteOutlook, claim.Spec.Pool, claim.Spec.Key, s.UUID, claim.Epoch, out.Reason, bounded(out.Message), selected)
+		return nil
+	})
+}
+
+// endClaim ends the claim for ever, unless work of it has been started since.
+func (s *Session) endClaim(ctx context.Context, claim *OwnedClaim, selected int64, out Outlook) (Outlook, error) {
+	ended := false
+	args := []any{claim.Spec.Pool, claim.Spec.Key, s.UUID, claim.Epoch, out.State, out.Reason, bounded(out.Message), selected}
+	err := s.conn.transact(ctx, "end claim", func(_ context.Context, tx *Tx) error {
+		ended = false
+		tx.queueRows("EndClaim", sqlEndClaim, args, func(pgx.Rows) error { ended = true; return nil })
+		return nil
+	})
+	if err != nil {
+		return Outlook{}, err
+	}
+	if !ended {
+		return Outlook{State: ClaimRunning, Reason: OutlookWorking, RetryAfter: retrySoon}, nil
+	}
+	s.forget(claim)
+	return out, nil
+}
+
+// tally is how many machines are in one class for one reason, when the first of them passes, and one of them.
+type tally struct {
+	class, failing string
+	machines       int64
+	passes         *time.Time
+	example        string
+}
+
+// census is how many of the selected machines are in which class.
+type census struct {
+	conn     *Connection
+	row      *claimRow
+	taken    bool
+	tallies  []tally
+	missing  []string // names that no machine has
+	selected int64
+}
+
+func (c *census) take(ctx context.Context) error {
+	c.taken = true
+	spec := &c.row.spec
+	if len(spec.Names) > 0 {
+		err := c.conn.read(ctx, "MissingNames", sqlMissingNames, []any{spec.Pool, spec.Names}, func() { c.missing = nil }, func(row pgx.Rows) error {
+			var name string
+			err := row.Scan(&name)
+			c.missing = append(c.missing, name)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		_, _, err = c.add(ctx, "ReviewNames", sqlReviewNames, append(spec.selectionArgs(), spec.Names))
+		return err
+	}
+	providers := []string{spec.Provider}
+	if spec.Provider == "" {
+		err := c.conn.read(ctx, "ProvidersOfPool", sqlProvidersOfPool, []any{spec.Pool}, func() { providers = nil }, func(row pgx.Rows) error {
+			var p string
+			err := row.Scan(&p)
+			providers = append(providers, p)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for _, p := range providers {
+		of := *spec
+		of.Provider = p
+		for last, more := uuid.Nil, true; more; {
+			n, end, err := c.add(ctx, "ReviewPage", sqlReviewPage, append(of.selectionArgs(), last, reviewPage))
+			if err != nil {
+				return err
+			}
+			last, more = end, n == reviewPage
+		}
+	}
+	return nil
+}
+
+// add classifies a page of machines, and returns how many it had and the last of them.
+func (c *census) add(ctx context.Context, name, sql string, args []any) (machines int64, last uuid.UUID, err error) {
+	var page []tally
+	err = c.conn.read(ctx, name, sql, args, func() { page, machines, last = nil, 0, uuid.Nil }, func(row pgx.Rows) error {
+		var t tally
+		var example *string
+		if err := row.Scan(&t.class, &t.failing, &t.machines, &t.passes, &example); err != nil {
+			return err
+		}
+		if example != nil {
+			t.example = *example
+		}
+		if t.class != "" {
+			page = append(page, t)
+			return nil
+		}
+		machines = t.machines
+		if t.example == "" {
+			return nil
+		}
+		var err error
+		last, err = uuid.Parse(t.example)
+		return err
+	})
+	for _, t := range page {
+		c.selected += t.machines
+		c.merge(t)
+	}
+	return machines, last, err
+}
+
+func (c *census) merge(t tally) {
+	for i := range c.tallies {
+		o := &c.tallies[i]
+		if o.class != t.class || o.failing != t.failing {
+			continue
+		}
+		o.machines += t.machines
+		if o.passes == nil || t.passes != nil && t.passes.Before(*o.passes) {
+			o.passes = t.passes
+		}
+		return
+	}
+	c.tallies = append(c.tallies, t)
+}
+
+// count is how many machines are in any of the classes.
+func (c *census) count(classes ...string) (n int64) {
+	for _, t := range c.tallies {
+		for _, class := range classes {
+			if t.class == class {
+				n += t.machines
+			}
+		}
+	}
+	return n
+}
+
+// largest is the most frequent reason of a class.
+func (c *census) largest(class string) (largest tally) {
+	for _, t := range c.tallies {
+		if t.class == class && t.machines > largest.machines {
+			largest = t
+		}
+	}
+	return largest
+}
+
+// jitter spreads owners that wait for the same.
+func jitter(d time.Duration) time.Duration { return d + rand.N(d/5+1) }

@@ -1,0 +1,121 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bmdb
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/google/uuid"
+)
+
+// ClaimRound is one retrieval for a claim by its owner: it starts works on machines that the claim selects and that the database says need
+// its process, as far as free, the claim's parallelism and completions, and the limits of the providers go. The caller must end each
+// work, with Claim.Spec.Backoff where it fails.
+//
+// ErrNothingToDo: it looked everywhere; ReviewClaim says why there is nothing. No works and no error: it has not looked everywhere yet, or
+// others were faster; call again. ErrClaimLost: the claim is not this session's any more, or it is over; ReviewClaim
+// of one that is over says how it ended.
+func (s *Session) ClaimRound(ctx context.Context, claim *OwnedClaim, free int) ([]*Work, error) {
+	works, err := s.claimRound(ctx, claim, free)
+	if err != nil {
+		return nil, fmt.Errorf("retrieve machines for claim %s/%s: %w", claim.Spec.Pool, claim.Spec.Key, err)
+	}
+	return works, nil
+}
+
+func (s *Session) claimRound(ctx context.Context, claim *OwnedClaim, free int) ([]*Work, error) {
+	r, err := s.refresh(ctx, claim)
+	if err != nil {
+		return nil, err
+	}
+	if r.state != ClaimRunning {
+		return nil, ErrClaimLost
+	}
+	room := min(int64(free), r.room())
+	if room <= 0 {
+		return nil, ErrNothingToDo
+	}
+	sources, err := s.conn.sources(ctx, &r.spec, &claim.walk)
+	if err != nil {
+		return nil, err
+	}
+	var works []*Work
+	everywhere := true
+	for _, src := range sources {
+		if room <= 0 {
+			break
+		}
+		got, all, err := s.startFrom(ctx, claim, src, room)
+		works, room = append(works, got...), room-int64(len(got))
+		if err != nil && len(works) == 0 {
+			return nil, err
+		} else if err != nil {
+			break // what was started counts; the next round meets the error again
+		}
+		everywhere = everywhere && all
+	}
+	if len(works) == 0 && everywhere {
+		return nil, ErrNothingToDo
+	}
+	if len(works) > 0 && r.reason != OutlookWorking {
+		// Shown with the works. If that fails, a review says it.
+		if err := s.writeOutlook(ctx, claim, r.selects, Outlook{Reason: OutlookWorking}); err != nil {
+			s.conn.log.WarnContext(ctx, "writing outlook of claim failed", "pool", r.spec.Pool, "claim", r.spec.Key, "error", err)
+		}
+	}
+	return works, nil
+}
+
+// room is how many more works the claim may start, as far as its row says. The start itself decides.
+func (r *claimRow) room() int64 {
+	if r.spec.Suspended || r.overdue || r.obstacle != "" || r.tooManyFailed() {
+		return 0
+	}
+	room := r.spec.Parallelism - r.active
+	if r.spec.Completions != nil {
+		room = min(room, *r.spec.Completions-r.succeeded-r.skipped-r.active)
+	}
+	return room
+}
+
+func (r *claimRow) tooManyFailed() bool {
+	return r.spec.MaxFailedMachines != nil && r.failed > *r.spec.MaxFailedMachines
+}
+
+// startFrom starts up to room works from one source. all tells that the source had no more.
+func (s *Session) startFrom(ctx context.Context, claim *OwnedClaim, src source, room int64) (works []*Work, all bool, err error) {
+	for range pagesPerRound {
+		found, more, err := src.next(ctx)
+		if err != nil {
+			return works, false, err
+		}
+		for len(found) > 0 && room > 0 {
+			// Twice as many as there is room for: some will be locked, or not eligible any more.
+			batch := found[:min(int64(len(found)), max(2*room, 16), pageSize)]
+			found = found[len(batch):]
+			got, err := s.startBatchFor(ctx, claim, src.provider, batch, room)
+			works, room = append(works, got...), room-int64(len(got))
+			if err != nil {
+				return works, false, err
+			}
+		}
+		src.putBack(found)
+		if !more || room <= 0 {
+			return works, !more && len(found) == 0, nil
+		}
+	}
+	return works, false, nil
+}
+
+func (s *Session) startBatchFor(ctx context.Context, claim *OwnedClaim, provider string, batch []candidate, room int64) ([]*Work, error) {
+	ids := make([]uuid.UUID, len(batch))
+	for i, c := range batch {
+		ids[i] = c.machine
+	}
+	return s.StartBatch(ctx, StartRequest{
+		Process: claim.Spec.Process, Pool: claim.Spec.Pool, Provider: provider, Candidates: ids, Limit: int(room),
+		Claim: &ClaimRef{Key: claim.Spec.Key, Epoch: claim.Epoch}, Timeout: claim.Spec.Timeout(),
+	})
+}

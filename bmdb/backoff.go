@@ -50,5 +50,9 @@ func (b *Backoff) delay(period int64) int64 {
 
 // seconds rounds up, so that no backoff is shorter than it was asked for.
 func seconds(d time.Duration) int64 {
-	return int64((d + time.Second - 1) / time.Second)
+	n := int64(d / time.Second)
+	if d%time.Second > 0 {
+		n++
+	}
+	return n
 }

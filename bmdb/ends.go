@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -275,7 +276,10 @@ func (o *outcomes) add(r *endRequest, value []byte) {
 // maxCause bounds what is kept of a cause: it is shown to people in statuses.
 const maxCause = 1024
 
+// bounded makes a text fit to be stored. It is what devices and tools said, whatever bytes that is: it must not keep an end from being
+// written.
 func bounded(cause string) string {
+	cause = strings.ToValidUTF8(strings.ReplaceAll(cause, "\x00", ""), "\uFFFD")
 	if len(cause) <= maxCause {
 		return cause
 	}

@@ -134,7 +134,7 @@ func (w *Work) Progress(ctx context.Context, step string, percent int) error {
 	if err := w.usable(); err != nil {
 		return err
 	}
-	return w.own(ctx, "Progress", sqlProgress, w.Machine, w.process, w.id, step, percent)
+	return w.own(ctx, "Progress", sqlProgress, w.Machine, w.process, w.id, bounded(step), percent)
 }
 
 func (w *Work) usable() error {

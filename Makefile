@@ -16,7 +16,7 @@ SQLC := $(BIN)/sqlc-$(call tool-version,github.com/sqlc-dev/sqlc)
 GOLANGCI_LINT := $(BIN)/golangci-lint-$(call tool-version,sigs.k8s.io/kube-api-linter)
 
 # Modules with tests of their own, beside the root.
-MODULES := $(patsubst %/go.mod,%,$(wildcard test/cockroach-grammar/go.mod))
+MODULES := $(patsubst %/go.mod,%,$(wildcard test/*/go.mod))
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)

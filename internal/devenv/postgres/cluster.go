@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -111,6 +112,31 @@ func (s *Server) configure(options Options) error {
 		return fmt.Errorf("write configuration: %w", err)
 	}
 	return s.account.own(path)
+}
+
+// waitUnused waits until no process works in a data directory, which is where all of a server's processes do. As long as
+// one does, another server refuses to start there.
+func waitUnused(ctx context.Context, dataDir string) error {
+	const interval = 10 * time.Millisecond
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		processes, err := filepath.Glob("/proc/[0-9]*/cwd")
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(processes, func(link string) bool {
+			cwd, err := os.Readlink(link)
+			return err == nil && cwd == dataDir
+		}) {
+			return nil
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return fmt.Errorf("wait until no process is left in %s: %w", dataDir, ctx.Err())
+		}
+	}
 }
 
 // serverEnv keeps the caller's PG* variables and locale from changing the server.

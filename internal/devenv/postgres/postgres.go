@@ -178,8 +178,8 @@ func (s *Server) Restart(ctx context.Context, mode StopMode) error {
 	return s.Run(ctx)
 }
 
-// Kill ends the server with SIGKILL, as the kernel does when memory runs out. Its remaining processes notice and end by
-// themselves. Run starts it again.
+// Kill ends the server with SIGKILL, as the kernel does when memory runs out, and returns when its other processes, which
+// notice and end by themselves, are gone too. Run starts it again.
 func (s *Server) Kill() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -188,7 +188,9 @@ func (s *Server) Kill() error {
 	}
 	process := s.process
 	s.process = nil
-	return process.Stop(context.Background(), syscall.SIGKILL)
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	return errors.Join(process.Stop(ctx, syscall.SIGKILL), waitUnused(ctx, s.dataDir()))
 }
 
 // Close ends the server and removes its data. The server cannot be used afterwards.

@@ -263,7 +263,7 @@ func waitGone(ctx context.Context, name string) error {
 	defer ticker.Stop()
 	for {
 		if _, err := net.InterfaceByName(name); err != nil {
-			return nil //nolint:nilerr // it is gone
+			return nil // it is gone
 		}
 		select {
 		case <-ticker.C:

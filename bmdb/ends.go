@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -26,6 +27,7 @@ type endRequest struct {
 	backoff int64 // period to record, in seconds; 0: none
 	delay   int64 // for how long the machine is left alone, in seconds
 	outcome Outcome
+	again   bool // it was tried before, and may have succeeded
 
 	done chan endVerdict // for those that wait for the group
 }
@@ -149,65 +151,74 @@ func verdictOf(r *endRequest, won map[uuid.UUID]string, err error) endVerdict {
 }
 
 // end commits ends in one transaction and returns how those ended that still held their lock. Members are independent. An ambiguous
-// commit is resolved by reading the history of all of them.
+// commit is resolved by reading the history of all of them; those that it does not know are ended again, which is safe, because each
+// member is fenced: if the first attempt arrives after all, one of the two finds nothing to end.
 func (c *Connection) end(ctx context.Context, op, actor string, group []*endRequest) (map[uuid.UUID]string, error) {
-	var won map[uuid.UUID]string
-	machines := machinesOf(group)
-	err := c.transact(ctx, op, func(_ context.Context, tx *Tx) error {
-		won = make(map[uuid.UUID]string, len(group))
-		tx.lockMachines(machines...)
-		queueEnds(tx, actor, group, func(work uuid.UUID, event string) { won[work] = event })
-		tx.recompute(machines)
-		return nil
-	})
-	if err == nil || !errors.Is(err, ErrAmbiguous) {
-		return won, err
+	won, err := c.endOnce(ctx, op, actor, group)
+	ambiguous := errors.Is(err, ErrAmbiguous)
+	if err != nil && !ambiguous {
+		return nil, err
 	}
-	works := make([]uuid.UUID, len(group))
-	for i, r := range group {
-		works[i] = r.work
+	var open []*endRequest // members that may have ended earlier than they know
+	for _, r := range group {
+		r.again = r.again || ambiguous
+		if _, ok := won[r.work]; r.again && (ambiguous || !ok) {
+			open = append(open, r)
+		}
 	}
-	ended, readErr := c.endsOf(ctx, machines, works)
+	if len(open) == 0 {
+		return won, nil
+	}
+	ended, readErr := c.endsOf(ctx, open)
 	if readErr != nil {
 		return nil, errors.Join(err, readErr)
 	}
-	if len(ended) == 0 {
-		// The server may still have the COMMIT before it. Whoever asks again finds out.
-		return c.endAgain(ctx, op, actor, group, err)
+	if ambiguous {
+		won = make(map[uuid.UUID]string, len(group))
 	}
-	won = make(map[uuid.UUID]string, len(ended))
-	for _, r := range group {
-		if ended[r.work] == r.event || (r.event == EventFinished && ended[r.work] == EventCanceled) {
-			won[r.work] = ended[r.work]
+	var missing []*endRequest
+	for _, r := range open {
+		event, ok := ended[r.work]
+		switch {
+		case event == r.event, event == EventCanceled && r.event == EventFinished:
+			won[r.work] = event
+		case !ok && ambiguous:
+			missing = append(missing, r)
 		}
 	}
-	return won, nil
+	if len(missing) == 0 {
+		return won, nil
+	}
+	if !pause(ctx, 4) {
+		return nil, err
+	}
+	rest, err := c.end(ctx, op, actor, missing)
+	maps.Copy(won, rest)
+	return won, err
 }
 
-// endAgain repeats ends whose commit was ambiguous and left no trace. That is safe, because each member is fenced: if the first
-// attempt arrives after all, one of the two finds nothing to end. Then the history tells whose event it was.
-func (c *Connection) endAgain(ctx context.Context, op, actor string, group []*endRequest, cause error) (map[uuid.UUID]string, error) {
-	if !pause(ctx, 4) {
-		return nil, cause
-	}
-	won, err := c.end(ctx, op, actor, group)
-	if err != nil || len(won) == len(group) {
-		return won, err
-	}
-	machines, works := machinesOf(group), make([]uuid.UUID, 0, len(group))
-	for _, r := range group {
-		works = append(works, r.work)
-	}
-	ended, err := c.endsOf(ctx, machines, works)
-	if err != nil {
-		return nil, errors.Join(cause, err)
-	}
-	for _, r := range group {
-		if ended[r.work] == r.event {
-			won[r.work] = r.event
+// endOnce commits ends once. Members that were tried before are looked at before anything is written in their name: their facts may be
+// there already, and changed by others since.
+func (c *Connection) endOnce(ctx context.Context, op, actor string, group []*endRequest) (map[uuid.UUID]string, error) {
+	var won map[uuid.UUID]string
+	machines := machinesOf(group)
+	again := slices.ContainsFunc(group, func(r *endRequest) bool { return r.again })
+	err := c.transact(ctx, op, func(ctx context.Context, tx *Tx) error {
+		won = make(map[uuid.UUID]string, len(group))
+		tx.lockMachines(machines...)
+		queueEnds(tx, actor, group, func(work uuid.UUID, event string) { won[work] = event })
+		members := group
+		if again {
+			if err := tx.flush(ctx); err != nil {
+				return err
+			}
+			members = slices.DeleteFunc(slices.Clone(group), func(r *endRequest) bool { return won[r.work] == "" })
 		}
-	}
-	return won, nil
+		queueOutcomes(tx, members)
+		tx.recompute(machines)
+		return nil
+	})
+	return won, err
 }
 
 func machinesOf(group []*endRequest) []uuid.UUID {
@@ -219,26 +230,15 @@ func machinesOf(group []*endRequest) []uuid.UUID {
 	return slices.Compact(ids)
 }
 
-// queueEnds queues the ends of works and the facts that they bring. won, if not nil, is called for each that held its lock.
+// queueEnds queues the ends of works. won, if not nil, is called for each that held its lock.
 func queueEnds(tx *Tx, actor string, group []*endRequest, won func(work uuid.UUID, event string)) {
 	n := len(group)
 	machines, works := make([]uuid.UUID, n), make([]uuid.UUID, n)
 	processes, events, causes := make([]string, n), make([]string, n), make([]string, n)
 	periods, delays := make([]int64, n), make([]int64, n)
-	var agents, reports, finished outcomes
 	for i, r := range group {
 		machines[i], works[i], processes[i], events[i], causes[i] = r.machine, r.work, r.process, r.event, bounded(r.cause)
 		periods[i], delays[i] = r.backoff, r.delay
-		if r.event != EventFinished {
-			continue
-		}
-		finished.add(r, nil)
-		if r.outcome.AgentPublicKey != nil {
-			agents.add(r, r.outcome.AgentPublicKey)
-		}
-		if r.outcome.HardwareReport != nil {
-			reports.add(r, r.outcome.HardwareReport)
-		}
 	}
 	tx.queueRows("EndWorks", sqlEnd, []any{machines, processes, works, events, causes, periods, delays, actor}, func(row pgx.Rows) error {
 		var work uuid.UUID
@@ -251,6 +251,23 @@ func queueEnds(tx *Tx, actor string, group []*endRequest, won func(work uuid.UUI
 		}
 		return nil
 	})
+}
+
+// queueOutcomes queues the facts that ends bring, after the ends themselves: members that were refused bring none.
+func queueOutcomes(tx *Tx, group []*endRequest) {
+	var agents, reports, finished outcomes
+	for _, r := range group {
+		if r.event != EventFinished {
+			continue
+		}
+		finished.add(r, nil)
+		if r.outcome.AgentPublicKey != nil {
+			agents.add(r, r.outcome.AgentPublicKey)
+		}
+		if r.outcome.HardwareReport != nil {
+			reports.add(r, r.outcome.HardwareReport)
+		}
+	}
 	if len(agents.works) > 0 {
 		tx.queue("SetAgents", sqlSetAgents, agents.machines, agents.works, agents.values)
 	}
@@ -332,9 +349,13 @@ func (c *Connection) endWorksOf(ctx context.Context, session uuid.UUID, event, c
 }
 
 // endsOf reads how works ended; those that have not are missing.
-func (c *Connection) endsOf(ctx context.Context, machines, works []uuid.UUID) (map[uuid.UUID]string, error) {
+func (c *Connection) endsOf(ctx context.Context, group []*endRequest) (map[uuid.UUID]string, error) {
+	works := make([]uuid.UUID, len(group))
+	for i, r := range group {
+		works[i] = r.work
+	}
 	ended := map[uuid.UUID]string{}
-	err := c.read(ctx, "EndsOf", sqlEndsOf, []any{machines, works}, func() { clear(ended) }, func(row pgx.Rows) error {
+	err := c.read(ctx, "EndsOf", sqlEndsOf, []any{machinesOf(group), works}, func() { clear(ended) }, func(row pgx.Rows) error {
 		var work uuid.UUID
 		var event string
 		err := row.Scan(&work, &event)

@@ -108,3 +108,10 @@ func (c *Connection) ReleaseForTest(ctx context.Context, machine uuid.UUID, name
 		return nil
 	})
 }
+
+// CopyWork returns a work that does not know what happens to the other.
+func CopyWork(w *Work) *Work {
+	c := w.session.newWork(started{Machine: w.Machine, ID: w.id, Fence: w.fence, Attempt: w.attempt}, w.process, w.pool, w.provider, w.claimKey, w.begun, 0)
+	w.tried.Store(true)
+	return c
+}

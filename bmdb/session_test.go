@@ -149,7 +149,9 @@ func TestExpiredSessionStartsNothing(t *testing.T) {
 }
 
 func tag(ctx context.Context, machine uuid.UUID, name string) func(*model.Queries) error {
-	return func(q *model.Queries) error { return q.MachineSetTag(ctx, model.MachineSetTagParams{MachineID: machine, Tag: name}) }
+	return func(q *model.Queries) error {
+		return q.MachineSetTag(ctx, model.MachineSetTagParams{MachineID: machine, Tag: name})
+	}
 }
 
 // The locks of dead sessions were kept for ever by the original.

@@ -49,6 +49,7 @@ type Work struct {
 	cancel      context.CancelCauseFunc
 	stopTimeout context.CancelFunc
 	ending      atomic.Bool // an end is under way, or was
+	tried       atomic.Bool // an end was tried, and may have succeeded
 	lost        atomic.Bool
 	done        atomic.Bool // set after the end is durable
 }
@@ -187,6 +188,7 @@ func (w *Work) Finish(ctx context.Context, fn func(q *model.Queries) error) erro
 			tx.lockMachines(w.Machine)
 			tx.queue("Fence", sqlFence, w.Machine, w.process, w.id)
 			queueEnds(tx, w.session.actor(), []*endRequest{r}, nil)
+			queueOutcomes(tx, []*endRequest{r})
 			if fn != nil {
 				if err := fn(model.New(newRecorder(tx, made))); err != nil {
 					return err
@@ -195,7 +197,7 @@ func (w *Work) Finish(ctx context.Context, fn func(q *model.Queries) error) erro
 			tx.recomputeTouched()
 			return nil
 		})
-		return w.verdict(ctx, EventFinished, err)
+		return w.verdict(ctx, r, err)
 	})
 }
 
@@ -274,27 +276,29 @@ func (w *Work) end(ctx context.Context, event string, commit func(ctx context.Co
 var errEnded = errors.New("the work has ended")
 
 func (w *Work) request(event, cause string) *endRequest {
-	return &endRequest{machine: w.Machine, process: w.process, work: w.id, event: event, cause: cause}
+	return &endRequest{machine: w.Machine, process: w.process, work: w.id, event: event, cause: cause, again: w.tried.Swap(true)}
 }
 
-// verdict turns the outcome of a single end into one of: ours, lost, another error. An ambiguous one is read back.
-func (w *Work) verdict(ctx context.Context, event string, err error) (string, error) {
+// verdict turns the outcome of a single end into one of: ours, lost, another error. An ambiguous one is read back, and so is one that was
+// refused and may have succeeded before.
+func (w *Work) verdict(ctx context.Context, r *endRequest, err error) (string, error) {
+	refused := sqlState(err) == "23502" && constraintTable(err) == "work_history"
 	switch {
 	case err == nil:
-		return event, nil
-	case sqlState(err) == "23502" && constraintTable(err) == "work_history":
+		return r.event, nil
+	case refused && !r.again:
 		return "", ErrWorkLost
-	case !errors.Is(err, ErrAmbiguous):
+	case !refused && !errors.Is(err, ErrAmbiguous):
 		return "", err
 	}
-	ends, readErr := w.session.conn.endsOf(ctx, []uuid.UUID{w.Machine}, []uuid.UUID{w.id})
+	ends, readErr := w.session.conn.endsOf(ctx, []*endRequest{r})
 	if readErr != nil {
 		return "", errors.Join(err, readErr)
 	}
-	switch ends[w.id] {
-	case event:
+	switch event := ends[w.id]; {
+	case event == r.event:
 		return event, nil
-	case "":
+	case event == "" && !refused:
 		return "", err
 	default:
 		return "", ErrWorkLost

@@ -32,8 +32,10 @@ func keyOf(w *bmdb.Work) []byte { return []byte("work " + w.ID().String()) }
 
 // ends are all the ways to end a work.
 var ends = map[string]func(ctx context.Context, w *bmdb.Work) error{
-	bmdb.EventFinished:           func(ctx context.Context, w *bmdb.Work) error { return w.Finish(ctx, agentOf(ctx, w)) },
-	bmdb.EventFinished + " data": func(ctx context.Context, w *bmdb.Work) error { return w.FinishData(ctx, bmdb.Outcome{AgentPublicKey: keyOf(w)}) },
+	bmdb.EventFinished: func(ctx context.Context, w *bmdb.Work) error { return w.Finish(ctx, agentOf(ctx, w)) },
+	bmdb.EventFinished + " data": func(ctx context.Context, w *bmdb.Work) error {
+		return w.FinishData(ctx, bmdb.Outcome{AgentPublicKey: keyOf(w)})
+	},
 	bmdb.EventFailed: func(ctx context.Context, w *bmdb.Work) error {
 		return w.Fail(ctx, &bmdb.Backoff{Initial: time.Hour}, "test")
 	},

@@ -29,6 +29,10 @@ if ((${#files[@]})); then
   if [[ -n $long ]]; then complain "$long"; fi
 fi
 
+# What a state's number means is known in the queries and in statements*.go, nowhere else.
+numbers=$(git grep -nE '\bstate *(=|<>|!=|IN \() *[0-9]' -- '*.go' ':!:bmdb/statements*.go' ':!:bmdb/model' ':!:*_test.go' || true)
+if [[ -n $numbers ]]; then complain "$numbers: states have names"; fi
+
 # The library serves programs that have no Kubernetes.
 foreign=$(go list -deps ./bmdb/... | grep -E '^(k8s\.io|sigs\.k8s\.io|github\.com/prometheus)/' || true)
 if [[ -n $foreign ]]; then complain "bmdb depends on: ${foreign//$'\n'/ }"; fi

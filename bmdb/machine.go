@@ -4,10 +4,13 @@
 package bmdb
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 )
 
 // View is the object by which a Kubernetes cluster shows a machine, claim or provider. Of several views, in several clusters, one manages:
@@ -180,4 +183,114 @@ type Target struct {
 }
 
 // ErrNoSuchMachine is returned where a machine is named that the database does not have.
-var ErrNoSuchMachine = fmt.Errorf("no such machine")
+var ErrNoSuchMachine = errors.New("no such machine")
+
+// MachineByName finds a machine by its name in its pool. ErrNoSuchMachine: there is none.
+func (c *Connection) MachineByName(ctx context.Context, pool, name string) (uuid.UUID, error) {
+	id := uuid.Nil
+	err := c.read(ctx, "MachineByName", sqlMachineByName, []any{pool, name}, func() { id = uuid.Nil }, func(row pgx.Rows) error { return row.Scan(&id) })
+	if err == nil && id == uuid.Nil {
+		err = ErrNoSuchMachine
+	}
+	return id, wrap("find machine "+pool+"/"+name, err)
+}
+
+// MachineTarget reads what a driver needs of a machine. ErrNoSuchMachine: there is none. It needs no session.
+func (c *Connection) MachineTarget(ctx context.Context, id uuid.UUID) (Target, error) {
+	var target Target
+	err := c.read(ctx, "Target", sqlTarget, []any{id}, func() { target = Target{} }, func(row pgx.Rows) (err error) {
+		target, err = pgx.RowToStructByPos[Target](row)
+		return err
+	})
+	if err == nil && target.MachineID == uuid.Nil {
+		err = ErrNoSuchMachine
+	}
+	return target, wrap("read machine "+id.String(), err)
+}
+
+// MachineSnapshots reads what the statuses of machines show, as of one moment, in a few queries for all of them. Machines that the database
+// does not have are missing in the result, which is ordered by ID. It needs no session.
+func (c *Connection) MachineSnapshots(ctx context.Context, ids []uuid.UUID) ([]MachineSnapshot, error) {
+	var list []MachineSnapshot
+	err := c.transactAt(ctx, "machine snapshots", repeatableRead, func(ctx context.Context, tx *Tx) error {
+		b := &snapshots{of: map[uuid.UUID]int{}}
+		b.queue(tx, ids)
+		if err := tx.flush(ctx); err != nil {
+			return err
+		}
+		list = b.list
+		return nil
+	})
+	return list, wrap("read machines", err)
+}
+
+// snapshots gathers the rows of several statements by machine. The machines' own rows come first.
+type snapshots struct {
+	list []MachineSnapshot
+	of   map[uuid.UUID]int
+}
+
+func (b *snapshots) at(id uuid.UUID) *MachineSnapshot { return &b.list[b.of[id]] }
+
+func (b *snapshots) queue(tx *Tx, ids []uuid.UUID) {
+	args := []any{ids}
+	tx.queueRows("SnapshotMachines", sqlSnapshotMachines, args, b.machine)
+	var id uuid.UUID
+	tx.queueRows("SnapshotWorks", sqlSnapshotWorks, args, func(row pgx.Rows) error {
+		var w MachineWork
+		err := row.Scan(&id, &w.Process, &w.Slot, &w.WorkID, &w.Claim, &w.Session, &w.Holder, &w.Cluster, &w.Start, &w.Attempt, &w.Step, &w.Percent)
+		b.at(id).Works = append(b.at(id).Works, w)
+		return err
+	})
+	tx.queueRows("SnapshotFailures", sqlSnapshotFailures, args, func(row pgx.Rows) error {
+		var f MachineFailure
+		var until *time.Time
+		var runs bool
+		if err := row.Scan(&id, &f.Process, &until, &f.Attempts, &f.Cause, &runs, &f.At); err != nil {
+			return err
+		}
+		if runs {
+			b.at(id).Backoffs = append(b.at(id).Backoffs, MachineBackoff{Process: f.Process, Until: *until, Attempts: f.Attempts, Cause: f.Cause})
+		}
+		b.at(id).Failures = append(b.at(id).Failures, f)
+		return nil
+	})
+	tx.queueRows("SnapshotHolds", sqlSnapshotHolds, args, func(row pgx.Rows) error {
+		var h MachineHold
+		err := row.Scan(&id, &h.Name, &h.Reason, &h.Owner, &h.Until, &h.At, &h.Active)
+		b.at(id).Holds = append(b.at(id).Holds, h)
+		return err
+	})
+	tx.queueRows("SnapshotViews", sqlSnapshotViews, args, func(row pgx.Rows) error {
+		var v MachineView
+		err := row.Scan(&id, &v.Cluster, &v.UID, &v.Name, &v.Manages)
+		b.at(id).Views = append(b.at(id).Views, v)
+		return err
+	})
+	tx.queueRows("SnapshotTags", sqlSnapshotTags, args, func(row pgx.Rows) error {
+		var t CustomTag
+		err := row.Scan(&id, &t.Name, &t.SetAt)
+		b.at(id).Tags.Custom = append(b.at(id).Tags.Custom, t)
+		return err
+	})
+	tx.queueRows("SnapshotLabels", sqlSnapshotLabels, args, func(row pgx.Rows) error {
+		var key, value string
+		err := row.Scan(&id, &key, &value)
+		b.at(id).Labels[key] = value
+		return err
+	})
+}
+
+func (b *snapshots) machine(row pgx.Rows) error {
+	s := MachineSnapshot{Labels: map[string]string{}}
+	var started *time.Time
+	var publicKey []byte
+	err := row.Scan(&s.MachineID, &s.Rev, &s.Pool, &s.Name, &s.Provider, &s.ProviderID, &s.Address, &s.Facts, &s.HostKey, &started, &publicKey,
+		&s.Tags.AgentHeartbeat, &s.Tags.HardwareReport)
+	if started != nil {
+		s.Tags.AgentStarted = &AgentStartedTag{At: *started, PublicKey: publicKey}
+	}
+	b.of[s.MachineID] = len(b.list)
+	b.list = append(b.list, s)
+	return err
+}

@@ -302,7 +302,7 @@ func retryable(err error) (code string, again bool) {
 	case "0A000":
 		return code, strings.Contains(err.Error(), "cached plan")
 	case "23505":
-		return code, constraint(err) == "work_slot" || constraint(err) == "limit_slots_work"
+		return code, raced(constraint(err))
 	case "57P01", "57P02", "57P03", "25P03", "53300":
 		return code, true
 	case "":
@@ -316,6 +316,15 @@ func retryable(err error) (code string, again bool) {
 		return "connection", true
 	}
 	return "", false
+}
+
+// raced tells whether a unique index was violated that only a race violates: a new attempt sees the other party and reacts to it.
+func raced(constraint string) bool {
+	switch constraint {
+	case "work_slot", "limit_slots_work", "machine_identities_name", "machine_identities_address", "machine_views_name":
+		return true
+	}
+	return false
 }
 
 // lostConnection tells whether the connection broke, so that the fate of what was under way is not known. 40003 is CockroachDB's

@@ -1,0 +1,109 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bmdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// PinHostKey pins an SSH host key (wire format) to the machine, in place of any other, and returns when that is durable. It is audited, and
+// refused like an end. A machine that was made with the library and never registered has no place for a pin.
+func (w *Work) PinHostKey(ctx context.Context, key []byte) error {
+	return w.fenced(ctx, "pin host key", func(ctx context.Context, tx *Tx) error {
+		return auditChange(ctx, tx, "PinHostKey", sqlPinHostKey, []any{w.Machine, key}, w.event(AuditHostKeyPinned))
+	})
+}
+
+// UseOwnerAcceptance uses up what AcceptOwner allowed, and tells whether there was anything. Call it before the host is taken over. It is
+// audited, and refused like an end.
+func (w *Work) UseOwnerAcceptance(ctx context.Context) (accepted bool, err error) {
+	err = w.fenced(ctx, "use acceptance of owner", func(ctx context.Context, tx *Tx) error {
+		accepted = false
+		e := w.event(AuditOwnerReplaced)
+		tx.queueRows("UseOwnerAcceptance", sqlUseOwnerAcceptance, []any{w.Machine}, func(row pgx.Rows) error {
+			accepted = true
+			return row.Scan(&e.Pool, &e.Name)
+		})
+		if err := tx.flush(ctx); err != nil || !accepted {
+			return err
+		}
+		tx.audit(e)
+		return nil
+	})
+	return accepted && err == nil, err
+}
+
+func (w *Work) event(event string) AuditEvent {
+	return AuditEvent{
+		ID: uuid.New(), Kind: KindMachine, Machine: &w.Machine, Event: event, Actor: w.session.actor(), Session: &w.session.UUID,
+		Cluster: w.session.conn.config.Cluster, Cause: w.process,
+	}
+}
+
+// fenced runs fn in a transaction under the machine's mutex, if the work still has its lock: whoever takes it over writes the mutex first.
+func (w *Work) fenced(ctx context.Context, doing string, fn func(ctx context.Context, tx *Tx) error) error {
+	if err := w.usable(); err != nil {
+		return err
+	}
+	err := w.session.conn.transact(ctx, doing, func(ctx context.Context, tx *Tx) error {
+		ours := false
+		tx.lockMachines(w.Machine)
+		tx.queueRows("OwnWork", sqlOwnWork, []any{w.Machine, w.process, w.id}, func(pgx.Rows) error { ours = true; return nil })
+		if err := tx.flush(ctx); err != nil {
+			return err
+		}
+		if !ours {
+			return ErrWorkLost
+		}
+		return fn(ctx, tx)
+	})
+	if errors.Is(err, ErrWorkLost) {
+		w.lose(ErrWorkLost)
+	}
+	return wrap(fmt.Sprintf("%s of machine %s", doing, w.Machine), err)
+}
+
+// AcceptHostKey clears the pinned host key of a machine, so that the next work pins the one that it finds. It is audited under the actor's
+// name. ErrNoSuchMachine: there is none of that name.
+func (c *Connection) AcceptHostKey(ctx context.Context, pool, name, actor string) error {
+	return c.accept(ctx, pool, name, actor, AuditHostKeyAccepted, "ClearHostKey", sqlClearHostKey)
+}
+
+// AcceptOwner lets the next work on a machine take over its host, whatever machine or database the owner file there names. It is audited
+// under the actor's name. ErrNoSuchMachine: there is none of that name.
+func (c *Connection) AcceptOwner(ctx context.Context, pool, name, actor string) error {
+	return c.accept(ctx, pool, name, actor, AuditOwnerAccepted, "AcceptOwner", sqlAcceptOwner)
+}
+
+func (c *Connection) accept(ctx context.Context, pool, name, actor, event, statement, sql string) error {
+	machine, err := c.MachineByName(ctx, pool, name)
+	if err != nil {
+		return err
+	}
+	e := AuditEvent{ID: uuid.New(), Kind: KindMachine, Machine: &machine, Event: event, Actor: actor, Cluster: c.config.Cluster}
+	err = c.transact(ctx, "accept", func(ctx context.Context, tx *Tx) error {
+		tx.lockMachines(machine)
+		return auditChange(ctx, tx, statement, sql, []any{machine}, e)
+	})
+	return wrap("accept for machine "+pool+"/"+name, err)
+}
+
+// auditChange runs a statement that returns the pool and name of what it changed, and records the event if it changed something.
+func auditChange(ctx context.Context, tx *Tx, name, sql string, args []any, e AuditEvent) error {
+	changed := false
+	tx.queueRows(name, sql, args, func(row pgx.Rows) error {
+		changed = true
+		return row.Scan(&e.Pool, &e.Name)
+	})
+	if err := tx.flush(ctx); err != nil || !changed {
+		return err
+	}
+	tx.audit(e)
+	return nil
+}

@@ -6,6 +6,7 @@ package ssh_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -76,10 +77,10 @@ func TestKeyThatIsNotPinnedIsRefused(t *testing.T) {
 		m.HostKey = pin
 		_, err := newDriver(t, h).StartAgent(t.Context(), m, s)
 		wantReason(t, err, provider.ReasonHostKeyMismatch, true)
-		if !strings.Contains(err.Error(), ssh.FingerprintSHA256(h.keys[0].public())) {
+		if !strings.Contains(fmt.Sprint(err), ssh.FingerprintSHA256(h.keys[0].public())) {
 			t.Errorf("error %v does not say what the host shows", err)
 		}
-		if string(pin) != "nonsense" && !strings.Contains(err.Error(), ssh.FingerprintSHA256(other.public())) {
+		if string(pin) != "nonsense" && !strings.Contains(fmt.Sprint(err), ssh.FingerprintSHA256(other.public())) {
 			t.Errorf("error %v does not say what is pinned", err)
 		}
 	}
@@ -170,7 +171,7 @@ func TestKnownHostsMismatchNamesBothKeys(t *testing.T) {
 	_, err := newDriver(t, h, knownHosts(line(h, other))).StartAgent(t.Context(), newMachine(h), &providertest.Steps{})
 	wantReason(t, err, provider.ReasonHostKeyMismatch, true)
 	for _, k := range []keyPair{h.keys[0], other} {
-		if !strings.Contains(err.Error(), ssh.FingerprintSHA256(k.public())) {
+		if !strings.Contains(fmt.Sprint(err), ssh.FingerprintSHA256(k.public())) {
 			t.Errorf("error %v does not name %s", err, ssh.FingerprintSHA256(k.public()))
 		}
 	}

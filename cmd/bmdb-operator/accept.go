@@ -1,0 +1,69 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/user"
+
+	"github.com/spf13/cobra"
+
+	"github.com/bmdb-dev/bmdb-operator/bmdb"
+)
+
+func newAccept(c *Config) *cobra.Command {
+	var namespace, actor string
+	cmd := &cobra.Command{
+		Use:   "accept MACHINE host-key|owner",
+		Short: "Accept what a machine shows and the operator refuses; audited",
+		Long: "accept says that a person has looked and found it right: with host-key, that a machine shows another host key than the pinned\n" +
+			"one; with owner, that the host is this machine although its owner file names another machine or database. The next work on\n" +
+			"the machine takes it as it finds it.",
+		Args: cobra.ExactArgs(2), ValidArgs: []string{"host-key", "owner"},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := c.requireDatabase(); err != nil {
+				return err
+			}
+			if actor == "" {
+				return fmt.Errorf("--actor is required: whose decision is it?")
+			}
+			log, err := c.logger(os.Stderr)
+			if err != nil {
+				return err
+			}
+			db := bmdb.BMDB{Config: bmdb.Config{DatabaseURL: c.DatabaseURL, ComponentName: "bmdb-operator accept", RuntimeInfo: actor, Logger: log}}
+			conn, err := db.Open(false)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			machine, what := args[0], args[1]
+			switch what {
+			case "host-key":
+				err = conn.AcceptHostKey(cmd.Context(), namespace, machine, actor)
+			case "owner":
+				err = conn.AcceptOwner(cmd.Context(), namespace, machine, actor)
+			default:
+				return fmt.Errorf("cannot accept %q: use host-key or owner", what)
+			}
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "accepted the %s of machine %s/%s for %s\n", what, namespace, machine, actor)
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace of the machine, which is its pool")
+	cmd.Flags().StringVar(&actor, "actor", currentUser(), "who accepts; kept in the audit log. Default: this user")
+	return cmd
+}
+
+func currentUser() string {
+	u, err := user.Current()
+	if err != nil {
+		return ""
+	}
+	return u.Username
+}

@@ -1,0 +1,84 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+)
+
+// Config is all that flags and environment say. The flags' descriptions are its documentation.
+type Config struct {
+	DatabaseURL string
+	LogLevel    string
+	LogFormat   string
+
+	ClusterID           string
+	Namespaces          []string
+	Lease               time.Duration
+	WorkConcurrency     int
+	WorkGrace           time.Duration
+	StatusInterval      time.Duration
+	AllowSimulated      bool
+	AgentDir            string
+	Reconciles          int
+	DatabaseConnections int32
+	MetricsAddress      string
+	HealthAddress       string
+	Kubeconfig          string
+	PodName             string
+}
+
+func (c *Config) requireDatabase() error {
+	if c.DatabaseURL == "" {
+		return errors.New("--database-url (BMDB_DATABASE_URL) is required")
+	}
+	return nil
+}
+
+// complete checks the configuration of an operator and fills in what the host knows.
+func (c *Config) complete() error {
+	if err := c.requireDatabase(); err != nil {
+		return err
+	}
+	for flag, ok := range map[string]bool{
+		"--work-concurrency":      c.WorkConcurrency >= 1,
+		"--concurrent-reconciles": c.Reconciles >= 1,
+		"--database-connections":  c.DatabaseConnections >= 1,
+		"--work-grace":            c.WorkGrace > 0,
+		"--status-interval":       c.StatusInterval >= 0,
+	} {
+		if !ok {
+			return fmt.Errorf("%s is too small", flag)
+		}
+	}
+	if c.PodName == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("find this host's name, use --pod-name instead: %w", err)
+		}
+		c.PodName = host
+	}
+	return nil
+}
+
+func (c *Config) logger(out io.Writer) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return nil, fmt.Errorf("--log-level %q is not debug, info, warn or error", c.LogLevel)
+	}
+	options := &slog.HandlerOptions{Level: level}
+	switch c.LogFormat {
+	case "json":
+		return slog.New(slog.NewJSONHandler(out, options)), nil
+	case "text":
+		return slog.New(slog.NewTextHandler(out, options)), nil
+	default:
+		return nil, fmt.Errorf("--log-format %q is not json or text", c.LogFormat)
+	}
+}

@@ -1,0 +1,211 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
+	"github.com/bmdb-dev/bmdb-operator/bmdb"
+	"github.com/bmdb-dev/bmdb-operator/controllers"
+	"github.com/bmdb-dev/bmdb-operator/internal/drivers"
+	"github.com/bmdb-dev/bmdb-operator/internal/metrics"
+	"github.com/bmdb-dev/bmdb-operator/internal/process"
+	"github.com/bmdb-dev/bmdb-operator/internal/provider/ssh"
+	"github.com/bmdb-dev/bmdb-operator/internal/session"
+	"github.com/bmdb-dev/bmdb-operator/internal/watch"
+	"github.com/bmdb-dev/bmdb-operator/internal/worker"
+)
+
+// run runs the operator until ctx is done.
+func run(ctx context.Context, c Config) error {
+	if err := c.complete(); err != nil {
+		return err
+	}
+	slogger, err := c.logger(os.Stderr)
+	if err != nil {
+		return err
+	}
+	log := logr.FromSlogHandler(slogger.Handler())
+	ctrl.SetLogger(log)
+	config, err := c.restConfig()
+	if err != nil {
+		return err
+	}
+	scheme, err := newScheme()
+	if err != nil {
+		return err
+	}
+	if c.ClusterID == "" {
+		if c.ClusterID, err = clusterUID(ctx, config, scheme); err != nil {
+			return err
+		}
+	}
+	observer, err := metrics.New(ctrlmetrics.Registry)
+	if err != nil {
+		return err
+	}
+	conn, err := c.open(slogger, observer)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	// Before anything is listed, so that no change falls in between.
+	if err := conn.RegisterCluster(ctx, c.ClusterID); err != nil {
+		return err
+	}
+	m, err := c.newManager(config, scheme)
+	if err != nil {
+		return err
+	}
+	if err := assemble(ctx, &c, m, conn, observer, log); err != nil {
+		return err
+	}
+	log.Info("starting", "version", version, "cluster", c.ClusterID, "database", conn.Identity().ID, "pod", c.PodName)
+	return m.Start(ctx)
+}
+
+// assemble puts the parts of the operator together.
+func assemble(ctx context.Context, c *Config, m manager.Manager, conn *bmdb.Connection, observer *metrics.Metrics, log logr.Logger) error {
+	database := conn.Identity().ID
+	config := controllers.Config{
+		Cluster: c.ClusterID, Database: database, Pod: c.PodName, Namespaces: c.Namespaces, StatusInterval: c.StatusInterval, Concurrency: c.Reconciles,
+	}
+	kube := controllers.Kube{Client: m.GetClient(), Live: m.GetAPIReader(), Events: m.GetEventRecorder("bmdb-operator"), Clock: clock.RealClock{}}
+	opener := drivers.NewOpener(m.GetClient(), m.GetAPIReader(), drivers.NewRegistry(ssh.AgentFiles(c.AgentDir), c.AllowSimulated))
+	processes := process.Builtin()
+	objects := controllers.NewObjects(config, kube, conn)
+	engine := worker.New(worker.Config{Concurrency: c.WorkConcurrency, Grace: c.WorkGrace, Lease: c.Lease, Database: database},
+		processes, conn, opener, objects, observer, log.WithName("worker"))
+	keeper := session.New(conn, engine, log.WithName("session"))
+	watcher := watch.New(conn, c.ClusterID, sink{objects, engine}, log.WithName("watch"))
+	if err := controllers.AddIndexes(ctx, m); err != nil {
+		return err
+	}
+	for _, r := range []interface{ SetupWithManager(m manager.Manager) error }{
+		controllers.NewMachineReconciler(config, kube, conn, watcher, objects),
+		controllers.NewProviderConfigReconciler(config, kube, conn, opener, watcher, objects),
+		controllers.NewWorkClaimReconciler(config, kube, conn, engine, opener, processes, watcher, objects),
+	} {
+		if err := r.SetupWithManager(m); err != nil {
+			return fmt.Errorf("set up controller: %w", err)
+		}
+	}
+	for _, r := range []manager.Runnable{keeper, watcher} {
+		if err := m.Add(r); err != nil {
+			return fmt.Errorf("add to manager: %w", err)
+		}
+	}
+	if err := m.AddReadyzCheck("session", keeper.Check); err != nil {
+		return fmt.Errorf("add readiness check: %w", err)
+	}
+	return nil
+}
+
+// sink shows changes, and lets claims look again at machines that have changed.
+type sink struct {
+	objects *controllers.Objects
+	engine  *worker.Engine
+}
+
+// Changed implements watch.Sink.
+func (s sink) Changed(ctx context.Context, p bmdb.Pending) (bool, error) {
+	if p.Kind != bmdb.KindClaim {
+		s.engine.WakePool(p.Pool)
+	}
+	return s.objects.Changed(ctx, p)
+}
+
+func (c *Config) open(log *slog.Logger, observer bmdb.Observer) (*bmdb.Connection, error) {
+	db := bmdb.BMDB{Config: bmdb.Config{
+		DatabaseURL: c.DatabaseURL, ComponentName: "bmdb-operator", RuntimeInfo: c.PodName, Cluster: c.ClusterID, Lease: c.Lease,
+		MaxConnections: c.DatabaseConnections, Logger: log, Observer: observer,
+	}}
+	return db.Open(false)
+}
+
+func (c *Config) restConfig() (*rest.Config, error) {
+	if c.Kubeconfig == "" {
+		if config, err := rest.InClusterConfig(); err == nil {
+			config.QPS = -1
+			return config, nil
+		}
+	}
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = c.Kubeconfig
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("find the way to the API server: %w", err)
+	}
+	// The API server's own fairness is limit enough.
+	config.QPS = -1
+	return config, nil
+}
+
+func newScheme() (*runtime.Scheme, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, fmt.Errorf("build scheme: %w", err)
+		}
+	}
+	return scheme, nil
+}
+
+// +kubebuilder:rbac:groups="",resources=namespaces,resourceNames=kube-system,verbs=get
+
+// clusterUID is what tells a cluster from others: the UID of a namespace that each has.
+func clusterUID(ctx context.Context, config *rest.Config, scheme *runtime.Scheme) (string, error) {
+	c, err := client.New(config, client.Options{Scheme: scheme})
+	if err != nil {
+		return "", fmt.Errorf("find this cluster's ID: %w", err)
+	}
+	var namespace corev1.Namespace
+	if err := c.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem}, &namespace); err != nil {
+		return "", fmt.Errorf("find this cluster's ID, which --cluster-id can name: %w", err)
+	}
+	return string(namespace.UID), nil
+}
+
+func (c *Config) newManager(config *rest.Config, scheme *runtime.Scheme) (manager.Manager, error) {
+	namespaces := map[string]cache.Config{}
+	for _, n := range c.Namespaces {
+		namespaces[n] = cache.Config{}
+	}
+	// Time for works to stop, and for the session to close.
+	grace := c.WorkGrace + sessionGrace
+	m, err := manager.New(config, manager.Options{
+		Scheme:                  scheme,
+		Cache:                   cache.Options{DefaultNamespaces: namespaces},
+		Metrics:                 metricsserver.Options{BindAddress: c.MetricsAddress},
+		HealthProbeBindAddress:  c.HealthAddress,
+		GracefulShutdownTimeout: &grace,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make manager: %w", err)
+	}
+	if err := m.AddHealthzCheck("ping", healthz.Ping); err != nil {
+		return nil, fmt.Errorf("add health check: %w", err)
+	}
+	return m, nil
+}

@@ -1,0 +1,145 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
+	"github.com/bmdb-dev/bmdb-operator/bmdb"
+	"github.com/bmdb-dev/bmdb-operator/internal/projection"
+)
+
+// conflictRetry is how often an object that contradicts another is looked at again: the other one's going wakes nobody.
+const conflictRetry = 5 * time.Second
+
+// machineScope is what the phases know of a Machine.
+type machineScope struct {
+	machine  *v1alpha1.Machine
+	view     bmdb.View
+	id       uuid.UUID // uuid.Nil: not known
+	snapshot *bmdb.MachineSnapshot
+	recorded bool // the row says what the object says
+	refusal  *projection.Verdict
+}
+
+// spec is what the database is told.
+func (s *machineScope) spec() bmdb.MachineSpec {
+	m := s.machine
+	return bmdb.MachineSpec{
+		Pool: m.Namespace, Name: m.Name, Provider: m.Spec.ProviderRef.Name, ProviderID: m.Spec.ProviderID, Address: m.Spec.Address,
+		Labels: mirrored(m.Labels),
+	}
+}
+
+// mirrored returns the labels that claims may select by: not those by which tools keep their books.
+func mirrored(labels map[string]string) map[string]string {
+	out := map[string]string{}
+	for key, value := range labels {
+		domain, _, _ := strings.Cut(key, "/")
+		switch {
+		case !strings.Contains(key, "/"):
+		case belongs(domain, "kubernetes.io"), belongs(domain, "k8s.io"), belongs(domain, "fluxcd.io"), domain == "argocd.argoproj.io":
+			continue
+		}
+		out[key] = value
+	}
+	return out
+}
+
+func belongs(domain, to string) bool { return domain == to || strings.HasSuffix(domain, "."+to) }
+
+// find reads the row that the status names, which saves a registration where nothing has changed.
+func (r *MachineReconciler) find(ctx context.Context, s *machineScope) error {
+	id, err := uuid.Parse(s.machine.Status.MachineID)
+	if err != nil || s.machine.Status.DatabaseID != r.config.Database.String() {
+		return nil // a status is only a view: it may be missing or wrong
+	}
+	s.id = id
+	if err := r.read(ctx, s); err != nil {
+		return err
+	}
+	s.recorded = s.snapshot != nil && says(s.snapshot, s.view, s.spec())
+	return nil
+}
+
+// says tells whether a row says of a machine what its object says.
+func says(m *bmdb.MachineSnapshot, v bmdb.View, spec bmdb.MachineSpec) bool {
+	view := viewOf(m.Views, v.Cluster)
+	return view != nil && *view == v && m.Pool == spec.Pool && m.Name == spec.Name && m.Provider == spec.Provider &&
+		m.ProviderID == spec.ProviderID && m.Address == spec.Address && maps.Equal(m.Labels, spec.Labels)
+}
+
+// register records the machine.
+func (r *MachineReconciler) register(ctx context.Context, s *machineScope) error {
+	if s.recorded || !s.machine.DeletionTimestamp.IsZero() {
+		return nil
+	}
+	registration, err := r.store.RegisterMachine(ctx, s.view, s.spec())
+	var conflict *bmdb.ConflictError
+	var limit *bmdb.AtLimitError
+	switch {
+	case errors.As(err, &conflict):
+		s.refusal = &projection.Verdict{
+			State: projection.Stalled, Reason: v1alpha1.Reason(conflict.Kind),
+			Message: fmt.Sprintf("Nothing was recorded: %s.", conflict.Other),
+		}
+	case errors.As(err, &limit):
+		s.refusal = &projection.Verdict{
+			State: projection.Stalled, Reason: v1alpha1.ReasonAtLimit,
+			Message: fmt.Sprintf("Provider %s may have %d machines, and has them (spec.limits.maxMachines of its ProviderConfig).", limit.Provider, limit.Limit),
+		}
+	case err != nil:
+		return err
+	default:
+		s.id, s.snapshot = registration.MachineID, nil
+	}
+	return nil
+}
+
+// read reads the machine's row, unless that was done.
+func (r *MachineReconciler) read(ctx context.Context, s *machineScope) error {
+	if s.id == uuid.Nil || s.snapshot != nil {
+		return nil
+	}
+	snapshots, err := r.store.MachineSnapshots(ctx, []uuid.UUID{s.id})
+	if err != nil {
+		return err
+	}
+	if len(snapshots) > 0 {
+		s.snapshot = &snapshots[0]
+	}
+	return nil
+}
+
+// show writes the status.
+func (r *MachineReconciler) show(ctx context.Context, s *machineScope) (ctrl.Result, error) {
+	old := &s.machine.Status
+	status := projection.Machine(old, projection.MachineFacts{
+		Generation: s.machine.Generation, Cluster: r.config.Cluster, Database: r.config.Database, Snapshot: s.snapshot, Refusal: s.refusal,
+		Now: r.Clock.Now(),
+	})
+	written, wait, err := r.status.write(ctx, s.machine, *old, status, false)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	if written {
+		r.announce(s.machine, projection.ReadyOf(old.Conditions), projection.ReadyOf(status.Conditions))
+	}
+	if wait == 0 && s.snapshot != nil {
+		r.shown.Shown(bmdb.Pending{Kind: bmdb.KindMachine, Pool: s.machine.Namespace, ID: s.snapshot.MachineID.String(), Rev: s.snapshot.Rev})
+	}
+	if wait == 0 && s.refusal != nil {
+		wait = jitter(conflictRetry)
+	}
+	return ctrl.Result{RequeueAfter: wait}, nil
+}

@@ -1,0 +1,273 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+
+	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
+	ac "github.com/bmdb-dev/bmdb-operator/api/v1alpha1/applyconfiguration/api/v1alpha1"
+	"github.com/bmdb-dev/bmdb-operator/bmdb"
+	"github.com/bmdb-dev/bmdb-operator/internal/worker"
+)
+
+// FinalizerWork is on a WorkClaim while pods of this cluster may hold machines for it.
+const FinalizerWork = "bmdb.dev/work"
+
+// ObjectStore is what finding the objects of rows needs of the database; a *bmdb.Connection is one.
+type ObjectStore interface {
+	MachineSnapshots(ctx context.Context, ids []uuid.UUID) ([]bmdb.MachineSnapshot, error)
+	ClaimSnapshot(ctx context.Context, pool, key string, limits bmdb.ClaimLimits) (*bmdb.ClaimSnapshot, error)
+}
+
+// Objects finds the objects of what the database speaks of, and asks their controllers to look at them. It is what the engine of workers
+// and the watcher know of the cluster. It is safe for concurrent use.
+type Objects struct {
+	config Config
+	client client.Client
+	live   client.Reader
+	store  ObjectStore
+
+	machines, claims, providers inbox
+	names                       names
+}
+
+var _ worker.Objects = (*Objects)(nil)
+
+// NewObjects returns the objects of a cluster.
+func NewObjects(config Config, kube Kube, store ObjectStore) *Objects {
+	return &Objects{config: config, client: kube.Client, live: kube.Live, store: store}
+}
+
+// Changed implements watch.Sink. It returns false if nobody here shows what has changed.
+func (o *Objects) Changed(ctx context.Context, p bmdb.Pending) (bool, error) {
+	if !o.config.serves(p.Pool) {
+		return true, nil // another operator's
+	}
+	after := o.turn(p)
+	switch p.Kind {
+	case bmdb.KindMachine:
+		return o.machineChanged(ctx, p, after)
+	case bmdb.KindClaim:
+		return o.claimChanged(ctx, p.Pool, p.ID, after)
+	case bmdb.KindProvider:
+		o.providers.add(client.ObjectKey{Namespace: p.Pool, Name: p.ID}, after)
+		return true, nil
+	default:
+		return false, nil
+	}
+}
+
+// spread is for how long replicas draw apart, so that mostly one of them writes and the others find it written.
+const spread = 200 * time.Millisecond
+
+// turn is this pod's place in the order of replicas for a thing.
+func (o *Objects) turn(p bmdb.Pending) time.Duration {
+	h := fnv.New32a()
+	fmt.Fprint(h, o.config.Pod, p.Kind, p.Pool, p.ID)
+	return time.Duration(h.Sum32()%uint32(spread/time.Millisecond)) * time.Millisecond
+}
+
+func (o *Objects) machineChanged(ctx context.Context, p bmdb.Pending, after time.Duration) (bool, error) {
+	var list v1alpha1.MachineList
+	if err := o.client.List(ctx, &list, client.InNamespace(p.Pool), client.MatchingFields{indexMachineID: p.ID}); err != nil {
+		return false, fmt.Errorf("find Machine of %s: %w", p.ID, err)
+	}
+	for i := range list.Items {
+		o.machines.add(client.ObjectKeyFromObject(&list.Items[i]), after)
+	}
+	if len(list.Items) > 0 {
+		return true, nil
+	}
+	// The object has no status yet, or is gone.
+	id, err := uuid.Parse(p.ID)
+	if err != nil {
+		return false, nil
+	}
+	snapshots, err := o.store.MachineSnapshots(ctx, []uuid.UUID{id})
+	if err != nil || len(snapshots) == 0 {
+		return false, err
+	}
+	view := viewOf(snapshots[0].Views, o.config.Cluster)
+	if view == nil {
+		return false, nil
+	}
+	o.machines.add(client.ObjectKey{Namespace: p.Pool, Name: view.Name}, after)
+	return true, nil
+}
+
+func (o *Objects) claimChanged(ctx context.Context, pool, key string, after time.Duration) (bool, error) {
+	list, err := claimsOf(ctx, o.client, pool, key)
+	if err != nil {
+		return false, err
+	}
+	for i := range list {
+		o.claims.add(client.ObjectKeyFromObject(&list[i]), after)
+	}
+	if len(list) > 0 {
+		return true, nil
+	}
+	snapshot, err := o.store.ClaimSnapshot(ctx, pool, key, bmdb.ClaimLimits{})
+	if errors.Is(err, bmdb.ErrNoSuchClaim) {
+		return false, nil
+	}
+	if err != nil || snapshot.Manager == nil || snapshot.Manager.Cluster != o.config.Cluster {
+		return false, err
+	}
+	name := client.ObjectKey{Namespace: pool, Name: snapshot.Manager.Name}
+	o.names.remember(name, key, snapshot.Manager.UID)
+	o.claims.add(name, after)
+	return true, nil
+}
+
+// claimsOf returns the objects with a key, the one that speaks for the key first: the oldest that is not being deleted.
+func claimsOf(ctx context.Context, reader client.Reader, pool, key string) ([]v1alpha1.WorkClaim, error) {
+	var list v1alpha1.WorkClaimList
+	if err := reader.List(ctx, &list, client.InNamespace(pool), client.MatchingFields{indexKey: key}); err != nil {
+		return nil, fmt.Errorf("find WorkClaims of key %s/%s: %w", pool, key, err)
+	}
+	slices.SortFunc(list.Items, func(a, b v1alpha1.WorkClaim) int {
+		if x, y := a.DeletionTimestamp != nil, b.DeletionTimestamp != nil; x != y {
+			if x {
+				return 1
+			}
+			return -1
+		}
+		if c := a.CreationTimestamp.Compare(b.CreationTimestamp.Time); c != 0 {
+			return c
+		}
+		return slices.Compare([]string{a.Name}, []string{b.Name})
+	})
+	return list.Items, nil
+}
+
+// Admit implements worker.Objects: while a machine is held for a claim, the claim's object has a finalizer, so that its deletion is seen.
+func (o *Objects) Admit(ctx context.Context, pool, key string) error {
+	if !o.config.serves(pool) {
+		return worker.ErrGone
+	}
+	list, err := claimsOf(ctx, o.client, pool, key)
+	if err != nil {
+		return err
+	}
+	if len(list) == 0 {
+		if _, err := o.claimChanged(ctx, pool, key, 0); err != nil {
+			return err
+		}
+		return worker.ErrGone
+	}
+	claim := &list[0]
+	if claim.DeletionTimestamp != nil {
+		return worker.ErrGone
+	}
+	if controllerutil.ContainsFinalizer(claim, FinalizerWork) {
+		return nil
+	}
+	return o.setFinalizer(ctx, claim, true)
+}
+
+// Idle implements worker.Objects.
+func (o *Objects) Idle(ctx context.Context, pool, key string) error {
+	list, err := claimsOf(ctx, o.client, pool, key)
+	if err != nil {
+		return err
+	}
+	for i := range list {
+		// Of one that is being deleted the controller takes it, once it was detached.
+		if claim := &list[i]; claim.DeletionTimestamp == nil && controllerutil.ContainsFinalizer(claim, FinalizerWork) {
+			if err := o.setFinalizer(ctx, claim, false); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// +kubebuilder:rbac:groups=bmdb.dev,resources=workclaims,verbs=get;list;watch;patch;delete
+// +kubebuilder:rbac:groups=bmdb.dev,resources=workclaims/finalizers,verbs=update
+// +kubebuilder:rbac:groups=bmdb.dev,resources=workclaims/status,verbs=patch
+
+// setFinalizer adds or removes our finalizer. The UID keeps it from making an object that is gone.
+func (o *Objects) setFinalizer(ctx context.Context, claim *v1alpha1.WorkClaim, wanted bool) error {
+	configuration := ac.WorkClaim(claim.Name, claim.Namespace).WithUID(claim.UID)
+	if wanted {
+		configuration = configuration.WithFinalizers(FinalizerWork)
+	}
+	err := o.client.Apply(ctx, configuration, FieldOwner, client.ForceOwnership)
+	switch {
+	case err == nil:
+		return nil
+	case apierrors.IsNotFound(err), apierrors.IsConflict(err): // gone, or another object of the name
+		if wanted {
+			return worker.ErrGone
+		}
+		return nil
+	case wanted && apierrors.IsForbidden(err) && claim.DeletionTimestamp == nil:
+		// An object that is being deleted takes no finalizer: the API server says so, or that we may not write at all.
+		return fmt.Errorf("add finalizer to WorkClaim %s/%s: %w", claim.Namespace, claim.Name, err)
+	default:
+		return fmt.Errorf("change finalizer of WorkClaim %s/%s: %w", claim.Namespace, claim.Name, err)
+	}
+}
+
+// Missing implements worker.Objects.
+func (o *Objects) Missing(ctx context.Context, target bmdb.Target) (bool, error) {
+	if target.Name == "" {
+		return false, nil // made with the library; it never had an object
+	}
+	name := client.ObjectKey{Namespace: target.Pool, Name: target.Name}
+	var m v1alpha1.Machine
+	err := o.client.Get(ctx, name, &m)
+	if err == nil {
+		return false, nil
+	}
+	if !apierrors.IsNotFound(err) {
+		return false, fmt.Errorf("get Machine %s: %w", name, err)
+	}
+	snapshots, err := o.store.MachineSnapshots(ctx, []uuid.UUID{target.MachineID})
+	if err != nil {
+		return false, err
+	}
+	if len(snapshots) == 0 || viewOf(snapshots[0].Views, o.config.Cluster) == nil {
+		return false, nil
+	}
+	err = o.live.Get(ctx, name, &m)
+	if err == nil {
+		return false, nil
+	}
+	if !apierrors.IsNotFound(err) {
+		return false, fmt.Errorf("get Machine %s from the API server: %w", name, err)
+	}
+	o.machines.add(name, 0) // its controller ends the view
+	return true, nil
+}
+
+// ClaimChanged implements worker.Objects.
+func (o *Objects) ClaimChanged(pool, key string) {
+	ctx := context.Background() // reads the cache only
+	list, err := claimsOf(ctx, o.client, pool, key)
+	if err != nil {
+		ctrl.Log.WithName("objects").Info("cannot find the objects of a claim", "pool", pool, "claim", key, "error", err.Error())
+		return
+	}
+	for i := range list {
+		o.claims.add(client.ObjectKeyFromObject(&list[i]), 0)
+	}
+}
+
+// ProviderFailed implements worker.Objects.
+func (o *Objects) ProviderFailed(pool, provider string) {
+	o.providers.add(client.ObjectKey{Namespace: pool, Name: provider}, 0)
+}

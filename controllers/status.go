@@ -1,0 +1,103 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
+	ac "github.com/bmdb-dev/bmdb-operator/api/v1alpha1/applyconfiguration/api/v1alpha1"
+)
+
+// FieldOwner owns all that the operator writes to objects.
+const FieldOwner = client.FieldOwner("bmdb-operator")
+
+// staleRetry is when an object is looked at again whose copy in the cache was older than the object.
+const staleRetry = 200 * time.Millisecond
+
+// statusWriter writes statuses. It is the only one that does, and safe for concurrent use.
+type statusWriter struct {
+	client   client.StatusClient
+	clock    clock.PassiveClock
+	interval time.Duration // least time between two writes to an object
+}
+
+// write makes status the object's, by server-side apply. Nothing is written if the object has it already; nothing is written, and a
+// wait is returned, while the last write is not an interval ago, unless this one is final. An object that was changed or written by
+// another replica in the meantime is not overwritten: then the caller comes again after the wait, and compares anew. The object is as
+// it was read, and is not changed.
+func (w *statusWriter) write(ctx context.Context, object client.Object, current, status any, final bool) (written bool, wait time.Duration, err error) {
+	if equality.Semantic.DeepEqual(current, status) {
+		return false, 0, nil
+	}
+	if wait := w.early(object); wait > 0 && !final {
+		return false, wait, nil
+	}
+	configuration, err := statusConfiguration(object, status)
+	if err != nil {
+		return false, 0, err
+	}
+	err = w.client.Status().Apply(ctx, configuration, FieldOwner, client.ForceOwnership)
+	switch {
+	case apierrors.IsConflict(err):
+		return false, staleRetry, nil
+	case apierrors.IsNotFound(err):
+		return false, 0, nil // its deletion is on its way here
+	case err != nil:
+		return false, 0, fmt.Errorf("write status of %s/%s: %w", object.GetNamespace(), object.GetName(), err)
+	}
+	return true, 0, nil
+}
+
+// early returns how long it is until an object may be written again. The time of the last write is in the object itself, in whole
+// seconds, and so the same for all replicas.
+func (w *statusWriter) early(object client.Object) time.Duration {
+	for _, f := range object.GetManagedFields() {
+		if f.Manager == string(FieldOwner) && f.Subresource == "status" && f.Operation == metav1.ManagedFieldsOperationApply && f.Time != nil {
+			// The second that it was written in counts as a whole.
+			return f.Time.Add(w.interval + time.Second).Sub(w.clock.Now())
+		}
+	}
+	return 0
+}
+
+// statusConfiguration returns the apply configuration of an object's status. The UID keeps it from making an object that is gone, the
+// resource version from overwriting what the caller has not seen.
+func statusConfiguration(object client.Object, status any) (runtime.ApplyConfiguration, error) {
+	switch o := object.(type) {
+	case *v1alpha1.Machine:
+		c := ac.Machine(o.Name, o.Namespace).WithUID(o.UID).WithResourceVersion(o.ResourceVersion).WithStatus(ac.MachineStatus())
+		return c, convert(status, c.Status)
+	case *v1alpha1.WorkClaim:
+		c := ac.WorkClaim(o.Name, o.Namespace).WithUID(o.UID).WithResourceVersion(o.ResourceVersion).WithStatus(ac.WorkClaimStatus())
+		return c, convert(status, c.Status)
+	case *v1alpha1.ProviderConfig:
+		c := ac.ProviderConfig(o.Name, o.Namespace).WithUID(o.UID).WithResourceVersion(o.ResourceVersion).WithStatus(ac.ProviderConfigStatus())
+		return c, convert(status, c.Status)
+	default:
+		return nil, fmt.Errorf("write status: %T has none", object)
+	}
+}
+
+// convert makes a status an apply configuration, which has the same JSON.
+func convert(status, configuration any) error {
+	data, err := json.Marshal(status)
+	if err != nil {
+		return fmt.Errorf("encode status: %w", err)
+	}
+	if err := json.Unmarshal(data, configuration); err != nil {
+		return fmt.Errorf("decode status: %w", err)
+	}
+	return nil
+}

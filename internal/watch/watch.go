@@ -1,0 +1,169 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package watch turns changes in the database into work for the controllers. The database keeps, for each cluster, what it has still to
+// show; the watcher reads that, passes it on, and acknowledges what was shown. Every replica does so: what one of them has shown and
+// acknowledged the others find done.
+package watch
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+
+	"github.com/bmdb-dev/bmdb-operator/bmdb"
+)
+
+// Source is the database; a *bmdb.Connection is one.
+type Source interface {
+	PendingProjections(ctx context.Context, cluster string, limit int) ([]bmdb.Pending, error)
+	AckProjections(ctx context.Context, cluster string, shown []bmdb.Pending) error
+}
+
+// Sink shows changes.
+type Sink interface {
+	// Changed is told of something to show, and again while it has not been shown for a while. It must not wait. Who has shown it calls
+	// Watcher.Shown. It returns false if there is nobody to show it to.
+	Changed(ctx context.Context, p bmdb.Pending) (bool, error)
+}
+
+const (
+	busyPoll = 250 * time.Millisecond // while there are changes
+	idlePoll = time.Second            // else
+	page     = 2000
+	// again is after what time something that was not shown is passed on again.
+	again = 15 * time.Second
+)
+
+// Watcher is a manager's Runnable. It is safe for concurrent use.
+type Watcher struct {
+	source  Source
+	cluster string
+	sink    Sink
+	log     logr.Logger
+
+	mu    sync.Mutex
+	shown map[thing]int64
+	told  map[thing]telling
+}
+
+type thing struct{ kind, pool, id string }
+
+// telling is what the sink was told of a thing.
+type telling struct {
+	rev int64
+	at  time.Time
+}
+
+// New returns a watcher for a cluster that is registered.
+func New(source Source, cluster string, sink Sink, log logr.Logger) *Watcher {
+	return &Watcher{source: source, cluster: cluster, sink: sink, log: log, shown: map[thing]int64{}, told: map[thing]telling{}}
+}
+
+// NeedLeaderElection is false: each replica watches.
+func (w *Watcher) NeedLeaderElection() bool { return false }
+
+// Shown is called when a revision was shown, or nobody is there to show it to. It is acknowledged a moment later.
+func (w *Watcher) Shown(p bmdb.Pending) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	t := thing{p.Kind, p.Pool, p.ID}
+	w.shown[t] = max(w.shown[t], p.Rev)
+}
+
+// Start watches until ctx is done.
+func (w *Watcher) Start(ctx context.Context) error {
+	failing := false
+	for ctx.Err() == nil {
+		busy, err := w.poll(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		if err != nil && !failing {
+			w.log.Info("cannot read changes; statuses stay as they are until it can", "error", err.Error())
+		}
+		if err == nil && failing {
+			w.log.Info("reads changes again")
+		}
+		failing = err != nil
+		wait := idlePoll
+		if busy {
+			wait = busyPoll
+		}
+		sleep(ctx, wait/2+rand.N(wait))
+	}
+	return nil
+}
+
+// poll acknowledges what was shown and passes on what is to be shown.
+func (w *Watcher) poll(ctx context.Context) (busy bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if acks := w.takeShown(); len(acks) > 0 {
+		if err := w.source.AckProjections(ctx, w.cluster, acks); err != nil {
+			for _, p := range acks {
+				w.Shown(p) // next time
+			}
+			return false, err
+		}
+		busy = true
+	}
+	pending, err := w.source.PendingProjections(ctx, w.cluster, page)
+	if err != nil {
+		return busy, err
+	}
+	for _, p := range w.news(pending, time.Now()) {
+		busy = true
+		switch somebody, err := w.sink.Changed(ctx, p); {
+		case err != nil:
+			w.log.Info("cannot show a change; it is tried again", "kind", p.Kind, "pool", p.Pool, "id", p.ID, "error", err.Error())
+		case !somebody:
+			w.Shown(p)
+		}
+	}
+	return busy, nil
+}
+
+func (w *Watcher) takeShown() []bmdb.Pending {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	acks := make([]bmdb.Pending, 0, len(w.shown))
+	for t, rev := range w.shown {
+		acks = append(acks, bmdb.Pending{Kind: t.kind, Pool: t.pool, ID: t.id, Rev: rev})
+	}
+	clear(w.shown)
+	return acks
+}
+
+// news returns what the sink was not told of lately.
+func (w *Watcher) news(pending []bmdb.Pending, now time.Time) []bmdb.Pending {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	told := make(map[thing]telling, len(pending))
+	var out []bmdb.Pending
+	for _, p := range pending {
+		t := thing{p.Kind, p.Pool, p.ID}
+		before, known := w.told[t]
+		if known && before.rev == p.Rev && now.Sub(before.at) < again {
+			told[t] = before
+			continue
+		}
+		told[t] = telling{p.Rev, now}
+		out = append(out, p)
+	}
+	// What is not pending any more is forgotten.
+	w.told = told
+	return out
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}

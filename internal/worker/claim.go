@@ -1,0 +1,296 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+
+	"github.com/bmdb-dev/bmdb-operator/bmdb"
+	"github.com/bmdb-dev/bmdb-operator/internal/provider"
+)
+
+const (
+	// shortestWait and longestWait bound the time until a claim that waits is looked at again without a reason.
+	shortestWait = 200 * time.Millisecond
+	longestWait  = time.Minute
+	// errorWait is the wait after an error.
+	errorWait = 2 * time.Second
+	// idleFrom is how long nothing must be expected for a claim to be idle.
+	idleFrom = 30 * time.Second
+)
+
+// claimLoop is the life of one claim in one term of its owner.
+type claimLoop struct {
+	engine  *Engine
+	owner   Owner
+	claim   *bmdb.OwnedClaim
+	id      claimID
+	log     logr.Logger
+	serving context.Context //nolint:containedctx // Works outlive the loop, but not this.
+	works   *sync.WaitGroup
+	wake    chan struct{}
+	running atomic.Int64
+	waiting atomic.Bool // for a place in the pool
+	soon    atomic.Bool // a nudge is on its way
+}
+
+var (
+	errOver     = errors.New("the claim is over")
+	errNotReady = errors.New("no provider of the claim is ready")
+)
+
+// nudge makes the loop take another turn.
+func (l *claimLoop) nudge() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// nudgeSoon is nudge within d, once however often it is called.
+func (l *claimLoop) nudgeSoon(d time.Duration) {
+	if !l.soon.Swap(true) {
+		time.AfterFunc(rand.N(d), func() {
+			l.soon.Store(false)
+			l.nudge()
+		})
+	}
+}
+
+// run takes turns until the claim is over, or is not ours any more.
+func (l *claimLoop) run(ctx context.Context) {
+	l.log.Info("own claim", "epoch", l.claim.Epoch)
+	for {
+		wait, err := l.turn(ctx)
+		switch {
+		case ctx.Err() != nil || errors.Is(err, bmdb.ErrClaimLost) || errors.Is(err, bmdb.ErrSessionExpired):
+			l.log.Info("own claim no more")
+			return
+		case errors.Is(err, errOver):
+			l.log.Info("claim is over")
+			l.settle(ctx)
+			return
+		case errors.Is(err, ErrGone), errors.Is(err, errNotReady):
+			l.log.Info("claim is left to others", "reason", err.Error())
+			if err := l.owner.ReleaseClaim(ctx, l.claim); err != nil {
+				l.log.Info("claim could not be released; its owner's end does it", "error", err.Error())
+			}
+			l.settle(ctx)
+			return
+		case err != nil:
+			l.log.Info("turn of claim failed; it is tried again", "error", err.Error())
+			wait = errorWait/2 + rand.N(errorWait)
+		}
+		l.await(ctx, wait)
+	}
+}
+
+// settle says that no machine is held for the claim, once that is so.
+func (l *claimLoop) settle(ctx context.Context) {
+	for l.running.Load() > 0 && ctx.Err() == nil {
+		l.await(ctx, longestWait)
+	}
+	if ctx.Err() == nil {
+		l.idle(ctx)
+	}
+}
+
+func (l *claimLoop) idle(ctx context.Context) {
+	if err := l.engine.objects.Idle(ctx, l.id.pool, l.id.key); err != nil {
+		l.log.Info("object of claim could not be freed; it is tried again", "error", err.Error())
+	}
+}
+
+func (l *claimLoop) await(ctx context.Context, wait time.Duration) {
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	case <-l.wake:
+	}
+}
+
+// turn starts what can be started, and returns for how long it is not worth to look again.
+func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
+	room := max(l.claim.Spec.Parallelism, 1) - l.running.Load()
+	if room <= 0 {
+		return longestWait, nil // an end wakes us
+	}
+	if err := l.engine.objects.Admit(ctx, l.id.pool, l.id.key); err != nil {
+		return 0, fmt.Errorf("admit claim: %w", err)
+	}
+	drivers, err := l.openDrivers(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer drivers.release()
+	slots, err := l.takeSlots(ctx, room)
+	if err != nil {
+		return 0, err
+	}
+	works, err := l.owner.ClaimRound(ctx, l.claim, slots)
+	l.engine.pool.give(slots - len(works))
+	for _, w := range works {
+		l.start(w, drivers)
+	}
+	switch {
+	case err != nil && !errors.Is(err, bmdb.ErrNothingToDo):
+		return 0, fmt.Errorf("start work for claim: %w", err)
+	case len(works) > 0:
+		return 0, nil // there may be more
+	}
+	return l.review(ctx)
+}
+
+// review finds out why nothing could be started.
+func (l *claimLoop) review(ctx context.Context) (time.Duration, error) {
+	outlook, err := l.owner.ReviewClaim(ctx, l.claim)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("review claim: %w", err)
+	case outlook.State == bmdb.ClaimComplete || outlook.State == bmdb.ClaimFailed:
+		return 0, errOver
+	}
+	if l.running.Load() == 0 && outlook.RetryAfter >= idleFrom {
+		l.idle(ctx)
+	}
+	wait := min(max(outlook.RetryAfter, shortestWait), longestWait)
+	return wait + rand.N(wait/4), nil
+}
+
+// takeSlots takes one place in the pool, for which it waits, and further ones up to room that are free.
+func (l *claimLoop) takeSlots(ctx context.Context, room int64) (int, error) {
+	want := int(min(room, int64(l.engine.config.Concurrency)))
+	if n := l.engine.pool.tryTake(want); n > 0 {
+		return n, nil
+	}
+	l.waiting.Store(true)
+	l.engine.objects.ClaimChanged(l.id.pool, l.id.key)
+	err := l.engine.pool.take(ctx)
+	l.waiting.Store(false)
+	l.engine.objects.ClaimChanged(l.id.pool, l.id.key)
+	if err != nil {
+		return 0, err
+	}
+	return 1 + l.engine.pool.tryTake(want-1), nil
+}
+
+// driverSet is the drivers that one turn opened, for its works. They are closed when the last of them has ended.
+type driverSet struct {
+	drivers map[string]provider.Driver
+	failed  map[string]error
+	users   atomic.Int64
+	log     logr.Logger
+}
+
+func (d *driverSet) release() {
+	if d.users.Add(-1) > 0 {
+		return
+	}
+	for name, driver := range d.drivers {
+		if err := driver.Close(); err != nil {
+			d.log.Info("driver could not be closed", "provider", name, "error", err.Error())
+		}
+	}
+}
+
+// openDrivers opens what the claim's machines may need, before any of them is locked.
+func (l *claimLoop) openDrivers(ctx context.Context) (*driverSet, error) {
+	names, err := l.engine.drivers.Candidates(ctx, &l.claim.Spec)
+	if err != nil {
+		return nil, err
+	}
+	set := &driverSet{drivers: map[string]provider.Driver{}, failed: map[string]error{}, log: l.log}
+	set.users.Store(1)
+	for _, name := range names {
+		driver, err := l.engine.drivers.Open(ctx, l.id.pool, name)
+		if err != nil {
+			l.log.Info("provider cannot be used", "provider", name, "error", err.Error())
+			l.engine.objects.ProviderFailed(l.id.pool, name)
+			set.failed[name] = err
+			continue
+		}
+		set.drivers[name] = driver
+	}
+	if len(set.drivers) == 0 {
+		return nil, errNotReady
+	}
+	return set, nil
+}
+
+// start runs a work in a goroutine of its own, which gives back its place in the pool.
+func (l *claimLoop) start(w *bmdb.Work, drivers *driverSet) {
+	drivers.users.Add(1)
+	l.running.Add(1)
+	l.works.Add(1)
+	spec := l.claim.Spec // the loop reads it anew while the work goes on
+	go func() {
+		defer l.works.Done()
+		defer drivers.release()
+		ctx, cancel := context.WithCancelCause(w.Context())
+		defer cancel(nil)
+		stop := context.AfterFunc(l.serving, func() { cancel(context.Cause(l.serving)) })
+		defer stop()
+		l.engine.addWork(l.id, w, cancel)
+		l.do(ctx, w, &spec, drivers)
+		l.engine.removeWork(l.id, w)
+		l.engine.pool.give(1)
+		l.running.Add(-1)
+		l.nudge()
+	}()
+}
+
+// do works on one machine.
+func (l *claimLoop) do(ctx context.Context, w *bmdb.Work, spec *bmdb.ClaimSpec, drivers *driverSet) {
+	log := l.log.WithValues("process", w.Process(), "machine", w.Machine, "work", w.ID(), "attempt", w.Attempt())
+	log.Info("started work")
+	backoff := *spec.Backoff()
+	target, err := l.engine.targets.MachineTarget(ctx, w.Machine)
+	if err == nil {
+		var missing bool
+		if missing, err = l.engine.objects.Missing(ctx, target); missing {
+			err = fmt.Errorf("machine %s has no object any more", target.Name)
+		}
+	}
+	if err != nil {
+		log.Info("work is cancelled before it began", "cause", err.Error())
+		w.Cancel(ctx)
+		return
+	}
+	p := &performance{
+		work: w, process: l.engine.processes[w.Process()], driver: drivers.drivers[target.Provider], backoff: backoff, log: log,
+		changed: func() { l.engine.objects.ClaimChanged(l.id.pool, l.id.key) },
+		machine: provider.Machine{
+			ID: target.MachineID, DatabaseID: l.engine.config.Database, Pool: target.Pool, Name: target.Name, Provider: target.Provider,
+			ProviderID: target.ProviderID, Address: target.Address, Fence: w.Fence(), Attempt: int(w.Attempt()), Process: w.Process(),
+			Parameters: spec.Parameters, HostKey: target.HostKey,
+		},
+	}
+	switch {
+	case p.process == nil:
+		p.fail(ctx, &backoff, fmt.Sprintf("ProcessNotAvailable: this version of the operator does not carry out %s", w.Process()))
+	case p.driver == nil:
+		// Only among machines of several providers, of which this one is not ready. The backoff keeps it from being tried over and over.
+		p.fail(ctx, &backoff, fmt.Sprintf("ProviderNotReady: %v", otherwise(drivers.failed[target.Provider], "there is no ProviderConfig "+target.Provider)))
+	default:
+		p.run(ctx, l.engine.config.Grace, l.engine.config.Lease, l.engine.observer)
+	}
+	log.Info("ended work")
+}
+
+func otherwise(err error, text string) string {
+	if err != nil {
+		return err.Error()
+	}
+	return text
+}

@@ -1,0 +1,286 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package worker carries out claims: it takes up claims that nobody owns, starts work for those that this pod owns, in a bounded pool,
+// and sees each work to its end.
+//
+// There is one loop for each owned claim, and one goroutine for each work. What may be started is decided by the database alone; the
+// engine decides only how much of it this pod can carry. Everything here lives under a session: when it is lost, all contexts are
+// cancelled, and the next session begins with nothing.
+package worker
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/google/uuid"
+
+	"github.com/bmdb-dev/bmdb-operator/bmdb"
+	"github.com/bmdb-dev/bmdb-operator/internal/process"
+	"github.com/bmdb-dev/bmdb-operator/internal/provider"
+)
+
+// Config is how an engine works. All fields are required.
+type Config struct {
+	// Concurrency is on how many machines this pod works at once.
+	Concurrency int
+	// Grace is how long a worker may go on when its context is cancelled, before its work is ended without it.
+	Grace time.Duration
+	// Lease is how long sessions live without a beat: the shortest backoff of a machine whose worker is stuck.
+	Lease time.Duration
+	// Database is the identity that is written to machines, as their owner.
+	Database uuid.UUID
+}
+
+// Owner is the part of a session that owns claims; a *bmdb.Session is one.
+type Owner interface {
+	OwnClaims(ctx context.Context, max int) ([]*bmdb.OwnedClaim, error)
+	ClaimRound(ctx context.Context, claim *bmdb.OwnedClaim, free int) ([]*bmdb.Work, error)
+	ReviewClaim(ctx context.Context, claim *bmdb.OwnedClaim) (bmdb.Outlook, error)
+	ReleaseClaim(ctx context.Context, claim *bmdb.OwnedClaim) error
+}
+
+// Targets says how machines are reached; a *bmdb.Connection does.
+type Targets interface {
+	MachineTarget(ctx context.Context, id uuid.UUID) (bmdb.Target, error)
+}
+
+// Drivers opens the drivers of providers.
+type Drivers interface {
+	// Candidates returns the providers that the machines of a claim may have.
+	Candidates(ctx context.Context, spec *bmdb.ClaimSpec) ([]string, error)
+	// Open opens the driver of a provider. The caller closes it.
+	Open(ctx context.Context, pool, provider string) (provider.Driver, error)
+}
+
+// Objects is what the engine needs of the cluster's objects. Its methods are safe for concurrent use.
+type Objects interface {
+	// Admit is called before each round of a claim. It sees to it that the claim's object cannot go away unnoticed while machines are
+	// held for it. ErrGone: there is no such object, or it is going.
+	Admit(ctx context.Context, pool, key string) error
+	// Idle is called when no machine is held for the claim, and none will be for a while.
+	Idle(ctx context.Context, pool, key string) error
+	// Missing tells whether the machine had an object in this cluster and has none any more.
+	Missing(ctx context.Context, target bmdb.Target) (bool, error)
+	// ClaimChanged is called when there is something new to show of a claim that no revision tells of. It does not block.
+	ClaimChanged(pool, key string)
+	// ProviderFailed is called when a provider's driver could not be opened. It does not block.
+	ProviderFailed(pool, provider string)
+}
+
+// Observer is told about the engine, for metrics. Its methods must not block.
+type Observer interface {
+	Pool(inUse, size int)
+	Claims(owned int)
+	WorkerStuck(process string)
+}
+
+// ErrGone is returned by Objects.Admit for a claim without an object, or whose object is being deleted.
+var ErrGone = errors.New("the claim has no object in this cluster")
+
+const (
+	// pollEvery is between two looks for claims without an owner; half of it is jitter.
+	pollEvery = time.Second
+	// ownAtOnce bounds how many claims are taken up in one statement, so that other pods get their share.
+	ownAtOnce = 100
+	// busyPolls is how many looks a pod without a free worker leaves out, so that others take what it could not work on.
+	busyPolls = 4
+)
+
+// Engine carries out claims under one session after the other. It is safe for concurrent use.
+type Engine struct {
+	config    Config
+	processes process.Set
+	targets   Targets
+	drivers   Drivers
+	objects   Objects
+	observer  Observer
+	log       logr.Logger
+	pool      *pool
+	poll      chan struct{}
+
+	mu    sync.Mutex
+	loops map[claimID]*claimLoop
+	works map[claimID]map[*bmdb.Work]context.CancelCauseFunc
+}
+
+type claimID struct{ pool, key string }
+
+// New returns an engine that carries out processes.
+func New(config Config, processes process.Set, targets Targets, drivers Drivers, objects Objects, observer Observer, log logr.Logger) *Engine {
+	return &Engine{
+		config: config, processes: processes, targets: targets, drivers: drivers, objects: objects, observer: observer, log: log,
+		pool: newPool(config.Concurrency, observer.Pool), poll: make(chan struct{}, 1),
+		loops: map[claimID]*claimLoop{}, works: map[claimID]map[*bmdb.Work]context.CancelCauseFunc{},
+	}
+}
+
+// Serve implements session.Server: it carries out claims under s until ctx is done, and returns when all works have ended, or the
+// grace is over.
+func (e *Engine) Serve(ctx context.Context, s *bmdb.Session) { e.serve(ctx, s) }
+
+func (e *Engine) serve(ctx context.Context, owner Owner) {
+	var running sync.WaitGroup
+	defer running.Wait()
+	busy := 0
+	for {
+		wait := pollEvery/2 + rand.N(pollEvery)
+		if e.pool.full() && busy < busyPolls {
+			busy++
+		} else {
+			busy = 0
+			claims, err := owner.OwnClaims(ctx, ownAtOnce)
+			switch {
+			case errors.Is(err, bmdb.ErrSessionExpired) || ctx.Err() != nil:
+			case err != nil:
+				e.log.Info("cannot look for claims; it is tried again", "error", err.Error())
+			case len(claims) == ownAtOnce:
+				wait = rand.N(pollEvery / 4)
+			}
+			for _, c := range claims {
+				e.begin(ctx, owner, c, &running)
+			}
+		}
+		if !e.awaitPoll(ctx, wait) {
+			return
+		}
+	}
+}
+
+// awaitPoll waits for the next look for claims, and returns false when ctx is done.
+func (e *Engine) awaitPoll(ctx context.Context, wait time.Duration) bool {
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+	case <-e.poll:
+	}
+	return true
+}
+
+// begin runs the loop of a claim.
+func (e *Engine) begin(ctx context.Context, owner Owner, c *bmdb.OwnedClaim, running *sync.WaitGroup) {
+	id := claimID{c.Spec.Pool, c.Spec.Key}
+	l := &claimLoop{
+		engine: e, owner: owner, claim: c, id: id, works: running, serving: ctx, wake: make(chan struct{}, 1),
+		log: e.log.WithValues("pool", id.pool, "claim", id.key),
+	}
+	before := e.register(l)
+	running.Add(1)
+	go func() {
+		defer running.Done()
+		defer e.unregister(l)
+		if before != nil {
+			// An earlier term of the same claim that has not noticed yet that it is over.
+			before.nudge()
+		}
+		l.run(ctx)
+	}()
+}
+
+func (e *Engine) register(l *claimLoop) (before *claimLoop) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	before = e.loops[l.id]
+	e.loops[l.id] = l
+	e.observer.Claims(len(e.loops))
+	return before
+}
+
+func (e *Engine) unregister(l *claimLoop) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.loops[l.id] == l {
+		delete(e.loops, l.id)
+	}
+	e.observer.Claims(len(e.loops))
+}
+
+// Poll looks for claims without an owner at once: a claim may just have become one.
+func (e *Engine) Poll() {
+	select {
+	case e.poll <- struct{}{}:
+	default:
+	}
+}
+
+// Owns tells whether this pod owns a claim, and whether the claim waits for a place in the pod's pool of workers: then limit is the
+// pool's size, else 0.
+func (e *Engine) Owns(pool, key string) (owns bool, limit int) {
+	l := e.loop(claimID{pool, key})
+	if l == nil {
+		return false, 0
+	}
+	if l.waiting.Load() {
+		limit = e.config.Concurrency
+	}
+	return true, limit
+}
+
+// Wake makes the owner of a claim look again at what can be started, if this pod is it.
+func (e *Engine) Wake(pool, key string) {
+	if l := e.loop(claimID{pool, key}); l != nil {
+		l.nudge()
+	}
+}
+
+// WakePool is Wake for all claims of a pool, after something about its machines has changed. Claims that looked a moment ago look again
+// a moment later.
+func (e *Engine) WakePool(pool string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for id, l := range e.loops {
+		if id.pool == pool {
+			l.nudgeSoon(time.Second + time.Duration(len(e.loops))*5*time.Millisecond)
+		}
+	}
+}
+
+func (e *Engine) loop(id claimID) *claimLoop {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.loops[id]
+}
+
+// errDeleted is the cause with which the contexts of works end whose claim was deleted.
+var errDeleted = errors.New("the claim was deleted")
+
+// CancelClaim cancels the contexts of all works that this pod does for a claim, whose last object is gone. It does not wait for them.
+func (e *Engine) CancelClaim(pool, key string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, cancel := range e.works[claimID{pool, key}] {
+		cancel(errDeleted)
+	}
+}
+
+func (e *Engine) addWork(id claimID, w *bmdb.Work, cancel context.CancelCauseFunc) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.works[id] == nil {
+		e.works[id] = map[*bmdb.Work]context.CancelCauseFunc{}
+	}
+	e.works[id][w] = cancel
+}
+
+func (e *Engine) removeWork(id claimID, w *bmdb.Work) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.works[id], w)
+	if len(e.works[id]) == 0 {
+		delete(e.works, id)
+	}
+}
+
+// Holds tells whether this pod works on a machine for a claim.
+func (e *Engine) Holds(pool, key string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.works[claimID{pool, key}]) > 0
+}

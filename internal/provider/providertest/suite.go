@@ -200,7 +200,10 @@ func testCancelledAtEachStep(t *testing.T, h Harness) {
 			}
 			return nil
 		}}
-		_, err := ended(t, func() (provider.Agent, error) { return h.Driver.StartAgent(ctx, m, s) })
+		err := ended(t, func() error {
+			_, err := h.Driver.StartAgent(ctx, m, s)
+			return err
+		})
 		cancel(nil)
 		if len(s.Calls()) <= at {
 			if err != nil {
@@ -225,8 +228,9 @@ func testCancelledWhileHanging(t *testing.T, h Harness) {
 		t.Run(hang.Name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 			defer cancel()
-			_, err := ended(t, func() (provider.Agent, error) {
-				return h.driver(hang.Driver).StartAgent(ctx, hang.Machine, &Steps{})
+			err := ended(t, func() error {
+				_, err := h.driver(hang.Driver).StartAgent(ctx, hang.Machine, &Steps{})
+				return err
 			})
 			if !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("error %v does not wrap the context's", err)
@@ -299,23 +303,16 @@ func (h Harness) effects(t *testing.T, m provider.Machine) string {
 
 // ended runs f and gives up on it, with an error, when it takes longer than
 // Prompt.
-func ended(t *testing.T, f func() (provider.Agent, error)) (provider.Agent, error) {
+func ended(t *testing.T, f func() error) error {
 	t.Helper()
-	type result struct {
-		agent provider.Agent
-		err   error
-	}
-	done := make(chan result, 1)
-	go func() {
-		a, err := f()
-		done <- result{a, err}
-	}()
+	done := make(chan error, 1)
+	go func() { done <- f() }()
 	patience := time.NewTimer(Prompt)
 	defer patience.Stop()
 	select {
-	case r := <-done:
-		return r.agent, r.err
+	case err := <-done:
+		return err
 	case <-patience.C:
-		return provider.Agent{}, fmt.Errorf("StartAgent has not ended after %s", Prompt)
+		return fmt.Errorf("StartAgent has not ended after %s", Prompt)
 	}
 }

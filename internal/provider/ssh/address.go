@@ -23,38 +23,47 @@ func (a address) String() string { return net.JoinHostPort(a.host, a.port) }
 // case then, and addresses in their shortest form. An IPv6 address without
 // brackets is refused: nobody can tell where its port begins.
 func parseAddress(s string) (address, error) {
-	host, port := s, ""
-	if inner, ok := strings.CutPrefix(s, "["); ok {
-		var rest string
-		if host, rest, ok = strings.Cut(inner, "]"); !ok {
-			return address{}, errors.New("a bracket is not closed")
-		}
-		ip, err := netip.ParseAddr(host)
-		if err != nil || !ip.Is6() {
-			return address{}, errors.New("in brackets is no IPv6 address")
-		}
-		host = ip.String()
-		if port, ok = strings.CutPrefix(rest, ":"); !ok && rest != "" {
-			return address{}, errors.New("the bracket is followed by something else than a port")
-		} else if !ok {
-			return address{host, defaultPort}, nil
-		}
-	} else if strings.Count(s, ":") > 1 {
+	if strings.HasPrefix(s, "[") {
+		return parseBracketed(s[1:])
+	}
+	if strings.Count(s, ":") > 1 {
 		return address{}, errors.New("an IPv6 address stands in brackets: [address]:port")
-	} else {
-		var hasPort bool
-		if host, port, hasPort = strings.Cut(s, ":"); !hasPort {
-			port = defaultPort
-		}
-		host = strings.ToLower(strings.TrimSuffix(host, "."))
-		if !isHost(host) {
-			return address{}, errors.New("this is neither a host's name nor an IP address")
+	}
+	host, port, hasPort := strings.Cut(s, ":")
+	if host = strings.ToLower(strings.TrimSuffix(host, ".")); !isHost(host) {
+		return address{}, errors.New("this is neither a host's name nor an IP address")
+	}
+	if !hasPort {
+		port = defaultPort
+	}
+	return address{host, port}, checkPort(port)
+}
+
+// parseBracketed reads what follows an opening bracket.
+func parseBracketed(s string) (address, error) {
+	host, rest, closed := strings.Cut(s, "]")
+	if !closed {
+		return address{}, errors.New("a bracket is not closed")
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil || !ip.Is6() {
+		return address{}, errors.New("in brackets is no IPv6 address")
+	}
+	port := defaultPort
+	if rest != "" {
+		var ok bool
+		if port, ok = strings.CutPrefix(rest, ":"); !ok {
+			return address{}, errors.New("the bracket is followed by something else than a port")
 		}
 	}
+	return address{ip.String(), port}, checkPort(port)
+}
+
+func checkPort(port string) error {
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || strconv.FormatUint(n, 10) != port {
-		return address{}, errors.New("the port is not a number from 1 to 65535")
+		return errors.New("the port is not a number from 1 to 65535")
 	}
-	return address{host, port}, nil
+	return nil
 }
 
 // isHost accepts names as DNS and /etc/hosts have them, and IPv4 addresses.

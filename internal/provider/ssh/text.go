@@ -14,7 +14,7 @@ const maxText = 512
 // oneLine makes text of any origin fit for a condition and for a log: one line
 // of printable characters, of bounded length.
 func oneLine(s string) string {
-	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return unicode.IsSpace(r) }), " ")
+	s = strings.Join(strings.FieldsFunc(s, unicode.IsSpace), " ")
 	s = strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) || r == unicode.ReplacementChar {
 			return '?'

@@ -77,14 +77,23 @@ func (q *Queries) GetExactMachineForOSInstallation(ctx context.Context, arg GetE
 }
 
 const getMachineForAgentRecovery = `-- name: GetMachineForAgentRecovery :many
+WITH start AS (SELECT gen_random_uuid() AS id),
+part AS (
+    SELECT 1 AS n, start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
+    UNION ALL SELECT 2 AS n, '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
 SELECT machine_provided.machine_id, machine_provided.provider, machine_provided.provider_id, machine_provided.pool, machine_provided.provider_reservation_id, machine_provided.provider_ip_address, machine_provided.provider_location, machine_provided.provider_status
-FROM work
-JOIN machine_provided ON machine_provided.machine_id = work.machine_id
-WHERE work.process = 'AgentRecovery'
-  AND (work.state = 2 OR (work.state = 1 AND work.not_before <= clock_timestamp()))
-  AND NOT EXISTS (SELECT 1 FROM work o WHERE o.machine_id = work.machine_id
-      AND (o.work_id IS NOT NULL AND o.slot = work.slot OR o.process = 'ShepherdRecovery' AND o.backoff_until > clock_timestamp()))
-ORDER BY work.machine_id
+FROM part
+CROSS JOIN LATERAL (
+    SELECT work.machine_id FROM work
+    WHERE work.process = 'AgentRecovery' AND work.machine_id >= part.low AND work.machine_id < part.high
+      AND (work.state = 2 OR (work.state = 1 AND work.not_before <= clock_timestamp()))
+      AND EXISTS (SELECT 1 FROM machine_provided p WHERE p.machine_id = work.machine_id)
+      AND NOT EXISTS (SELECT 1 FROM work o WHERE o.machine_id = work.machine_id
+          AND (o.work_id IS NOT NULL AND o.slot = work.slot OR o.process = 'ShepherdRecovery' AND o.backoff_until > clock_timestamp()))
+    ORDER BY work.machine_id
+    LIMIT $1) found
+JOIN machine_provided ON machine_provided.machine_id = found.machine_id
+ORDER BY part.n, found.machine_id
 LIMIT $1
 `
 
@@ -119,14 +128,23 @@ func (q *Queries) GetMachineForAgentRecovery(ctx context.Context, limit int32) (
 }
 
 const getMachineForAgentRecoveryByProvider = `-- name: GetMachineForAgentRecoveryByProvider :many
+WITH start AS (SELECT gen_random_uuid() AS id),
+part AS (
+    SELECT 1 AS n, start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
+    UNION ALL SELECT 2 AS n, '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
 SELECT machine_provided.machine_id, machine_provided.provider, machine_provided.provider_id, machine_provided.pool, machine_provided.provider_reservation_id, machine_provided.provider_ip_address, machine_provided.provider_location, machine_provided.provider_status
-FROM work
-JOIN machine_provided ON machine_provided.machine_id = work.machine_id
-WHERE work.process = 'AgentRecovery'
-  AND (work.state = 2 OR (work.state = 1 AND work.not_before <= clock_timestamp()))
-  AND NOT EXISTS (SELECT 1 FROM work o WHERE o.machine_id = work.machine_id
-      AND (o.work_id IS NOT NULL AND o.slot = work.slot OR o.process = 'ShepherdRecovery' AND o.backoff_until > clock_timestamp())) AND work.provider = $2
-ORDER BY work.machine_id
+FROM part
+CROSS JOIN LATERAL (
+    SELECT work.machine_id FROM work
+    WHERE work.process = 'AgentRecovery' AND work.machine_id >= part.low AND work.machine_id < part.high
+      AND (work.state = 2 OR (work.state = 1 AND work.not_before <= clock_timestamp()))
+      AND EXISTS (SELECT 1 FROM machine_provided p WHERE p.machine_id = work.machine_id)
+      AND NOT EXISTS (SELECT 1 FROM work o WHERE o.machine_id = work.machine_id
+          AND (o.work_id IS NOT NULL AND o.slot = work.slot OR o.process = 'ShepherdRecovery' AND o.backoff_until > clock_timestamp())) AND work.provider = $2
+    ORDER BY work.machine_id
+    LIMIT $1) found
+JOIN machine_provided ON machine_provided.machine_id = found.machine_id
+ORDER BY part.n, found.machine_id
 LIMIT $1
 `
 
@@ -166,19 +184,29 @@ func (q *Queries) GetMachineForAgentRecoveryByProvider(ctx context.Context, arg 
 }
 
 const getMachinesForAgentStart = `-- name: GetMachinesForAgentStart :many
+WITH start AS (SELECT gen_random_uuid() AS id),
+part AS (
+    SELECT 1 AS n, start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
+    UNION ALL SELECT 2 AS n, '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
 SELECT machine_provided.machine_id, machine_provided.provider, machine_provided.provider_id, machine_provided.pool, machine_provided.provider_reservation_id, machine_provided.provider_ip_address, machine_provided.provider_location, machine_provided.provider_status
-FROM work
-JOIN machine_provided ON machine_provided.machine_id = work.machine_id
-WHERE work.process = 'AgentStart'
-  AND (work.state = 2 OR (work.state = 1 AND work.not_before <= clock_timestamp()))
-  AND NOT EXISTS (SELECT 1 FROM work o WHERE o.machine_id = work.machine_id
-      AND (o.work_id IS NOT NULL AND o.slot = work.slot OR o.process = 'ShepherdAgentStart' AND o.backoff_until > clock_timestamp()))
-ORDER BY work.machine_id
+FROM part
+CROSS JOIN LATERAL (
+    SELECT work.machine_id FROM work
+    WHERE work.process = 'AgentStart' AND work.machine_id >= part.low AND work.machine_id < part.high
+      AND (work.state = 2 OR (work.state = 1 AND work.not_before <= clock_timestamp()))
+      AND EXISTS (SELECT 1 FROM machine_provided p WHERE p.machine_id = work.machine_id)
+      AND NOT EXISTS (SELECT 1 FROM work o WHERE o.machine_id = work.machine_id
+          AND (o.work_id IS NOT NULL AND o.slot = work.slot OR o.process = 'ShepherdAgentStart' AND o.backoff_until > clock_timestamp()))
+    ORDER BY work.machine_id
+    LIMIT $1) found
+JOIN machine_provided ON machine_provided.machine_id = found.machine_id
+ORDER BY part.n, found.machine_id
 LIMIT $1
 `
 
 // Machines whose agent has to be started for the first time, nobody works on, and that are not backed off. The predicate is that of
-// process AgentStart, which the recompute keeps in the work rows; it is not written here a second time.
+// process AgentStart, which the recompute keeps in the work rows; it is not written here a second time. They begin at a random
+// machine and go round, so that workers who look at the same moment do not all find the same one.
 func (q *Queries) GetMachinesForAgentStart(ctx context.Context, limit int32) ([]MachineProvided, error) {
 	rows, err := q.db.Query(ctx, getMachinesForAgentStart, limit)
 	if err != nil {
@@ -209,14 +237,23 @@ func (q *Queries) GetMachinesForAgentStart(ctx context.Context, limit int32) ([]
 }
 
 const getMachinesForAgentStartByProvider = `-- name: GetMachinesForAgentStartByProvider :many
+WITH start AS (SELECT gen_random_uuid() AS id),
+part AS (
+    SELECT 1 AS n, start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
+    UNION ALL SELECT 2 AS n, '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
 SELECT machine_provided.machine_id, machine_provided.provider, machine_provided.provider_id, machine_provided.pool, machine_provided.provider_reservation_id, machine_provided.provider_ip_address, machine_provided.provider_location, machine_provided.provider_status
-FROM work
-JOIN machine_provided ON machine_provided.machine_id = work.machine_id
-WHERE work.process = 'AgentStart'
-  AND (work.state = 2 OR (work.state = 1 AND work.not_before <= clock_timestamp()))
-  AND NOT EXISTS (SELECT 1 FROM work o WHERE o.machine_id = work.machine_id
-      AND (o.work_id IS NOT NULL AND o.slot = work.slot OR o.process = 'ShepherdAgentStart' AND o.backoff_until > clock_timestamp())) AND work.provider = $2
-ORDER BY work.machine_id
+FROM part
+CROSS JOIN LATERAL (
+    SELECT work.machine_id FROM work
+    WHERE work.process = 'AgentStart' AND work.machine_id >= part.low AND work.machine_id < part.high
+      AND (work.state = 2 OR (work.state = 1 AND work.not_before <= clock_timestamp()))
+      AND EXISTS (SELECT 1 FROM machine_provided p WHERE p.machine_id = work.machine_id)
+      AND NOT EXISTS (SELECT 1 FROM work o WHERE o.machine_id = work.machine_id
+          AND (o.work_id IS NOT NULL AND o.slot = work.slot OR o.process = 'ShepherdAgentStart' AND o.backoff_until > clock_timestamp())) AND work.provider = $2
+    ORDER BY work.machine_id
+    LIMIT $1) found
+JOIN machine_provided ON machine_provided.machine_id = found.machine_id
+ORDER BY part.n, found.machine_id
 LIMIT $1
 `
 

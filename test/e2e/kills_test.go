@@ -1,0 +1,314 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
+	"github.com/bmdb-dev/bmdb-operator/internal/provider"
+	"github.com/bmdb-dev/bmdb-operator/internal/provider/simulated"
+)
+
+// seedEnv names the environment variable that repeats the choices of an earlier run.
+const seedEnv = "BMDB_E2E_SEED"
+
+const (
+	killClaims      = 300
+	killMachines    = 2 * killClaims
+	killAttempts    = 3
+	killEvery       = 5 * time.Second
+	kills           = 12
+	peace           = 3 * time.Minute
+	simulatedSeed   = 7
+	failurePercent  = 25
+	poolConnections = 6
+)
+
+// TestSurvivesKills kills one of three operators every five seconds for a minute, while claims come in, fail, and compete for machines.
+// Nothing that must hold is broken at any time; in the peace that follows every claim comes to the end that is its own, its status says
+// what the database does, and the operators are as they were before.
+func TestSurvivesKills(t *testing.T) {
+	l := newLab(t, labOptions{})
+	seed, random := randomness(t)
+	t.Logf("seed %d; %s=%d repeats its choices", seed, seedEnv, seed)
+	var pods []*operator
+	for _, name := range []string{"operator-a", "operator-b", "operator-c"} {
+		pods = append(pods, l.start(name, "--lease", "3s", "--database-connections", strconv.Itoa(poolConnections)))
+	}
+	fleet := latency(200 * time.Millisecond)
+	fleet.FailurePercent, fleet.Seed = ptr.To[int32](failurePercent), ptr.To[int64](simulatedSeed)
+	config := l.simulated("fleet", fleet)
+	config.Spec.Limits.Parallelism = ptr.To[int32](40)
+	l.create(config)
+	machines := names("sim", killMachines)
+	l.createFleet("fleet", machines...)
+	before := l.load(pods)
+	t.Logf("before: %v", before)
+
+	stop := l.watch(rules())
+	claims := l.overlappingClaims(machines)
+	created := make(chan error, 1)
+	go func() { created <- l.createOver(kills*killEvery, claims) }()
+	l.killFor(random, pods)
+	if err := <-created; err != nil {
+		t.Fatal(err)
+	}
+	l.eventually(peace, "all claims have ended", func(ctx context.Context) error {
+		n, err := l.number(ctx, "SELECT count(*) FROM claims WHERE state IN ('Complete', 'Failed')")
+		if err == nil && n != killClaims {
+			err = fmt.Errorf("%d of %d have", n, killClaims)
+		}
+		return err
+	})
+	stop()
+
+	if err := l.broken(t.Context(), append(rules(), rulesAtRest()...)); err != nil {
+		t.Error(err)
+	}
+	l.verifyEnds(claims)
+	l.verifyStatuses()
+	l.eventually(patience, "operators need what they needed before", func(context.Context) error {
+		now := l.load(pods)
+		if now.goroutines > before.goroutines+slackGoroutines || now.connections > before.connections {
+			return fmt.Errorf("%v, before it was %v", now, before)
+		}
+		return nil
+	})
+	t.Logf("after: %v; %d finished, %d failed, %d lost, %d claims failed", l.load(pods),
+		l.count("SELECT count(*) FROM work_history WHERE event = 'Finished'"), l.count("SELECT count(*) FROM work_history WHERE event = 'Failed'"),
+		l.count("SELECT count(*) FROM work_history WHERE event = 'Lost'"), l.count("SELECT count(*) FROM claims WHERE state = 'Failed'"))
+}
+
+func randomness(t *testing.T) (uint64, *rand.Rand) {
+	t.Helper()
+	seed := rand.Uint64()
+	if text := os.Getenv(seedEnv); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("%s: %v", seedEnv, err)
+		}
+	}
+	return seed, rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // Nobody is to be kept from guessing.
+}
+
+// overlappingClaims are claims that share every other machine with their neighbour: who is first does it, the other skips it.
+func (l *lab) overlappingClaims(machines []string) []*v1alpha1.WorkClaim {
+	claims := make([]*v1alpha1.WorkClaim, killClaims)
+	for i, name := range names("claim", killClaims) {
+		claims[i] = l.claim(name, machines[2*i], machines[2*i+1], machines[(2*i+2)%killMachines])
+		claims[i].Spec.MaxAttempts = killAttempts
+		claims[i].Spec.Parallelism = 2
+	}
+	return claims
+}
+
+// createOver makes claims, evenly over a time. It is safe for concurrent use.
+func (l *lab) createOver(during time.Duration, claims []*v1alpha1.WorkClaim) error {
+	ticker := time.NewTicker(during / time.Duration(len(claims)))
+	defer ticker.Stop()
+	for _, c := range claims {
+		if err := createAll(l.t.Context(), l.client, []client.Object{c}); err != nil {
+			return err
+		}
+		select {
+		case <-l.t.Context().Done():
+			return l.t.Context().Err()
+		case <-ticker.C:
+		}
+	}
+	return nil
+}
+
+// killFor kills operators, one after the other, and starts each again at once. It fails the test unless all kills were kills, and hit.
+func (l *lab) killFor(random *rand.Rand, pods []*operator) {
+	l.t.Helper()
+	ticker := time.NewTicker(killEvery)
+	defer ticker.Stop()
+	killed := map[string]int{}
+	for n := range kills {
+		<-ticker.C
+		victim := pods[random.IntN(len(pods))]
+		if !victim.running() {
+			l.t.Fatalf("%s has ended by itself: %v", victim.name, victim.process.Err())
+		}
+		if !victim.kill() {
+			l.t.Errorf("%s did not die of kill %d", victim.name, n)
+			continue
+		}
+		killed[victim.name]++
+		victim.launch()
+	}
+	for _, o := range pods {
+		if err := o.process.WaitReady(l.t.Context(), o.ready); err != nil {
+			l.t.Fatalf("%s was started again: %v", o.name, err)
+		}
+	}
+	total := 0
+	for _, n := range killed {
+		total += n
+	}
+	if total != kills {
+		l.t.Errorf("%d kills of %d were counted: %v", total, kills, killed)
+	}
+	// A pod that is killed before it has a session leaves nothing to take over; most have one.
+	l.eventually(patience, "sessions of killed operators are ended", func(ctx context.Context) error {
+		expired, err := l.number(ctx, "SELECT count(*) FROM sessions WHERE session_end_reason = 'expired'")
+		if err != nil {
+			return err
+		}
+		if expired > kills {
+			l.t.Errorf("%d sessions expired, %d operators were killed: a living one was taken for dead", expired, kills)
+		}
+		living, err := l.number(ctx, "SELECT count(*) FROM sessions WHERE session_ended_at IS NULL")
+		if err == nil && (living != len(pods) || expired < kills/2) {
+			err = fmt.Errorf("%d live, %d expired", living, expired)
+		}
+		return err
+	})
+	if l.count("SELECT count(*) FROM work_history WHERE event = 'Lost'") == 0 {
+		l.t.Error("no work was lost: the kills hit nothing")
+	}
+}
+
+// verifyEnds holds the claims' ends against what the simulated machines do.
+func (l *lab) verifyEnds(claims []*v1alpha1.WorkClaim) {
+	l.t.Helper()
+	complete, failed := 0, 0
+	for _, c := range claims {
+		// Attempts count on the machine, over both of the claims that want it: one claim alone never gets beyond killAttempts, the two
+		// together never beyond twice that.
+		sure, hopeless := true, false
+		for _, m := range c.Spec.Machines.Names {
+			good := l.firstGoodAttempt(m)
+			sure = sure && good <= killAttempts
+			hopeless = hopeless || good > 2*killAttempts
+		}
+		var state string
+		if err := l.db.QueryRow(l.t.Context(), "SELECT state FROM claims WHERE claim_key = $1", c.Name).Scan(&state); err != nil {
+			l.t.Fatal(err)
+		}
+		switch {
+		case sure && state != "Complete":
+			l.t.Errorf("claim %s is %s, though each of its machines can be done in %d attempts", c.Name, state, killAttempts)
+		case hopeless && state != "Failed":
+			l.t.Errorf("claim %s is %s, though one of its machines fails at every attempt that it gets", c.Name, state)
+		}
+		if state == "Complete" {
+			complete++
+		} else {
+			failed++
+		}
+	}
+	if complete == 0 || failed == 0 {
+		l.t.Errorf("%d claims are complete, %d failed: the seed of the machines shows only one kind of end", complete, failed)
+	}
+}
+
+// firstGoodAttempt asks the driver at which attempt a machine does not fail.
+func (l *lab) firstGoodAttempt(name string) int {
+	l.t.Helper()
+	driver, err := simulated.New(simulated.Config{FailurePercent: failurePercent, Seed: simulatedSeed})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for attempt := 1; attempt <= 2*killAttempts; attempt++ {
+		m := provider.Machine{Pool: l.namespace, Name: name, Provider: "fleet", ProviderID: name, Attempt: attempt}
+		if _, err := driver.StartAgent(l.t.Context(), m, noSteps{}); err == nil {
+			return attempt
+		} else if provider.ReasonOf(err) != provider.ReasonSimulated {
+			l.t.Fatal(err)
+		}
+	}
+	return 2*killAttempts + 1
+}
+
+// noSteps are steps of a work that nobody can lose.
+type noSteps struct{}
+
+func (noSteps) Step(context.Context, string, int) error  { return nil }
+func (noSteps) PinHostKey(context.Context, []byte) error { return nil }
+
+// verifyStatuses waits until the status of every claim says what the database does.
+func (l *lab) verifyStatuses() {
+	l.t.Helper()
+	l.eventually(patience, "statuses say what the database does", func(ctx context.Context) error {
+		var list v1alpha1.WorkClaimList
+		if err := l.client.List(ctx, &list, client.InNamespace(l.namespace)); err != nil {
+			return err
+		}
+		var errs []error
+		for i := range list.Items {
+			if err := l.compareClaim(ctx, &list.Items[i]); err != nil {
+				errs = append(errs, err)
+			}
+		}
+		return errors.Join(errs[:min(len(errs), 5)]...)
+	})
+}
+
+func (l *lab) compareClaim(ctx context.Context, c *v1alpha1.WorkClaim) error {
+	var state, progress string
+	var succeeded, failed, active int32
+	var rev int64
+	if err := l.db.QueryRow(ctx, `SELECT state, succeeded + skipped, failed, active, rev, (succeeded + skipped) || '/' || completions
+		FROM claims WHERE pool = $1 AND claim_key = $2`, c.Namespace, c.EffectiveKey()).Scan(&state, &succeeded, &failed, &active, &rev, &progress); err != nil {
+		return err
+	}
+	s := &c.Status
+	got := fmt.Sprint(ptr.Deref(s.Succeeded, -1), ptr.Deref(s.Failed, -1), ptr.Deref(s.Active, -1), s.Revision, s.Progress,
+		isTrue(s.Conditions, v1alpha1.ConditionFinished), isTrue(s.Conditions, v1alpha1.ConditionComplete), isTrue(s.Conditions, v1alpha1.ConditionFailed))
+	want := fmt.Sprint(succeeded, failed, active, rev, progress, true, state == "Complete", state == "Failed")
+	if got != want {
+		return fmt.Errorf("claim %s shows %s, the database has %s", c.Name, got, want)
+	}
+	return nil
+}
+
+// slackGoroutines is what HTTP connections and timers may differ by, in the pod that has most. What leaks with works or kills is far above.
+const slackGoroutines = 20
+
+// needs is what operators need while they are idle.
+type needs struct {
+	goroutines  float64 // of the pod that has most
+	connections int     // to the database, of all pods
+}
+
+// load returns what operators need when that does not change any more.
+func (l *lab) load(pods []*operator) needs {
+	l.t.Helper()
+	var last needs
+	l.eventually(patience, "operators settle", func(ctx context.Context) error {
+		var now needs
+		for _, o := range pods {
+			n, err := o.gauge(ctx, "go_goroutines")
+			if err != nil {
+				return err
+			}
+			now.goroutines = max(now.goroutines, n)
+		}
+		var err error
+		now.connections, err = l.number(ctx, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'bmdb %'")
+		if err != nil {
+			return err
+		}
+		before := last
+		last = now
+		if now != before {
+			return fmt.Errorf("%v, a moment ago %v", now, before)
+		}
+		return nil
+	})
+	return last
+}

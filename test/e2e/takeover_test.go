@@ -1,0 +1,109 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
+)
+
+// TestHandOver ends the operator that works, in the orderly way: its machines are not waited for until a lease is over, the other
+// operator goes on with them at once, and nothing counts as lost.
+func TestHandOver(t *testing.T) {
+	t.Parallel()
+	const lease = 30 * time.Second
+	l := newLab(t, labOptions{})
+	a, b := l.start("operator-a", "--lease", lease.String()), l.start("operator-b", "--lease", lease.String())
+	l.create(l.simulated("sim", latency(6*time.Second)))
+	machines := names("sim", 5)
+	l.createFleet("sim", machines...)
+	l.create(l.claim("work", machines...))
+	l.awaitCount("all machines are worked on", len(machines), countOpen, "work")
+
+	owner, other := l.ownerOf("work", a, b)
+	owner.terminate()
+	l.awaitClaim("work", v1alpha1.ReasonComplete)
+
+	handed := 0
+	for name, events := range l.history("work") {
+		if last := events[len(events)-1]; last.Event != "Finished" {
+			t.Errorf("machine %s ended with %s", name, last.Event)
+		}
+		for i, e := range events {
+			switch {
+			case e.Event == "Lost" || e.Event == "Failed":
+				t.Errorf("work on machine %s is %s: %s", name, e.Event, e.Cause)
+			case e.Event == "Started" && strings.Contains(e.Pod, other.name) && i > 0:
+				handed++
+				// It takes about a second. This is far below what waiting for the lease would be, and far above what busy cores make of it.
+				if gap := e.At.Sub(events[i-1].At); gap > lease/3 {
+					t.Errorf("machine %s was started %s after its release", name, gap)
+				} else {
+					t.Logf("machine %s was %s, and started again %s later", name, events[i-1].Event, gap)
+				}
+			}
+		}
+	}
+	if handed == 0 {
+		t.Error("no machine was handed over")
+	}
+	if n := l.count("SELECT count(*) FROM sessions WHERE session_end_reason = 'closed'"); n != 1 {
+		t.Errorf("%d sessions were closed, want that of %s", n, owner.name)
+	}
+	if err := l.broken(t.Context(), append(rules(), rulesAtRest()...)); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestStoppedPod stops an operator for longer than its lease while it works. When it wakes, its machines are another's: it begins no
+// further step, and what it did is refused.
+func TestStoppedPod(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, labOptions{})
+	a, b := l.start("operator-a", "--lease", "3s"), l.start("operator-b", "--lease", "3s")
+	l.create(l.simulated("sim", latency(3*time.Second)))
+	machines := names("sim", 5)
+	l.createFleet("sim", machines...)
+	l.create(l.claim("work", machines...))
+	l.awaitCount("all machines are worked on", len(machines), countOpen, "work")
+
+	sleeper, other := l.ownerOf("work", a, b)
+	sleeper.signal(syscall.SIGSTOP)
+	l.awaitCount("the works of the one that sleeps are lost", len(machines), countOf, "work", "Lost")
+	l.awaitCount("the other one works on the machines", 0,
+		`SELECT count(*) FROM machine_identities i WHERE NOT EXISTS (SELECT 1 FROM work_history h JOIN sessions s ON s.session_id = h.session_id
+			WHERE h.machine_id = i.machine_id AND h.event = 'Started' AND s.session_runtime_info LIKE '%' || $1 || '%')`, other.name)
+	_, asleep := sleeper.logged(0, func(logEntry) bool { return false })
+	sleeper.signal(syscall.SIGCONT)
+
+	// The latency of all its works is over: what they do next is a step, if anything.
+	l.eventually(patience, "works of the one that slept end", func(context.Context) error {
+		if ended, _ := sleeper.logged(asleep, func(e logEntry) bool { return e.text("msg") == "ended work" }); len(ended) != len(machines) {
+			return fmt.Errorf("%d have", len(ended))
+		}
+		return nil
+	})
+	if steps, _ := sleeper.logged(asleep, func(e logEntry) bool { return e.text("end") == "finish" }); len(steps) > 0 {
+		t.Errorf("the one that slept went on to the end of %d works: %v", len(steps), steps)
+	}
+	l.awaitClaim("work", v1alpha1.ReasonComplete)
+	for name, events := range l.history("work") {
+		if got := eventNames(events); got != "Started Lost Started Finished" {
+			t.Errorf("machine %s: %s", name, got)
+		}
+		if last := events[len(events)-1]; !strings.Contains(last.Pod, other.name) {
+			t.Errorf("machine %s was finished by %s", name, last.Pod)
+		}
+	}
+	l.eventually(patience, "the one that slept is ready again", sleeper.ready)
+	if err := l.broken(t.Context(), append(rules(), rulesAtRest()...)); err != nil {
+		t.Error(err)
+	}
+}

@@ -115,3 +115,14 @@ func CopyWork(w *Work) *Work {
 	w.tried.Store(true)
 	return c
 }
+
+// ExecRecorded runs a query as a closure's executor does.
+func (c *Connection) ExecRecorded(ctx context.Context, sql string, args ...any) error {
+	return c.transact(ctx, "test", func(ctx context.Context, tx *Tx) error {
+		_, err := newRecorder(tx, c.newMadeMachines()).Exec(ctx, sql, args...)
+		return err
+	})
+}
+
+// ErrRetry makes a transaction try again.
+var ErrRetry = errRetry

@@ -73,7 +73,11 @@ func (r *recorder) Exec(ctx context.Context, sql string, args ...any) (pgconn.Co
 
 func (r *recorder) lockFound(ctx context.Context, name string, m model.Mutation, args []any) error {
 	var ids []uuid.UUID
-	r.tx.queueRows(name+" machines", m.Lookup, args[:m.LookupArgs], func(row pgx.Rows) error {
+	by := make([]any, len(m.LookupArgs))
+	for i, at := range m.LookupArgs {
+		by[i] = args[at]
+	}
+	r.tx.queueRows(name+" machines", m.Lookup, by, func(row pgx.Rows) error {
 		var id uuid.UUID
 		err := row.Scan(&id)
 		ids = append(ids, id)

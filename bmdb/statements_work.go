@@ -62,10 +62,13 @@ LIMIT $2`
 	// sqlDueTimers finds rows whose time has come. They are evaluated again; nothing makes them ready blindly.
 	sqlDueTimers = "SELECT machine_id FROM work WHERE state = 1 AND not_before <= clock_timestamp() ORDER BY not_before LIMIT $1"
 
-	// sqlFreeLostSlots frees slots of limits whose work is gone.
+	// sqlFreeLostSlots frees slots of limits whose work is gone, each only if it still names the work that was looked for: while this
+	// waited for the row, somebody else may have freed it, and a start have taken it.
 	sqlFreeLostSlots = `
-UPDATE limit_slots s SET work_id = NULL
-WHERE s.work_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM work w WHERE w.work_id = s.work_id AND w.work_id IS NOT NULL)`
+WITH lost AS (
+    SELECT s.limit_id, s.n, s.work_id FROM limit_slots s
+    WHERE s.work_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM work w WHERE w.work_id = s.work_id AND w.work_id IS NOT NULL))
+UPDATE limit_slots s SET work_id = NULL FROM lost WHERE s.limit_id = lost.limit_id AND s.n = lost.n AND s.work_id = lost.work_id`
 )
 
 // Starts.

@@ -90,10 +90,10 @@ func (q *Queries) NewMachine(ctx context.Context) (Machine, error) {
 type Mutation struct {
 	// New is true for queries that make the machine in $1.
 	New bool
-	// Lookup is empty for queries whose $1 is the machine. For others it is a query for the machines, with the first LookupArgs
-	// parameters of the query.
+	// Lookup is empty for queries whose $1 is the machine. For others it is a query for the machines. LookupArgs are the positions, from
+	// 0, of those of the query's parameters that it takes.
 	Lookup     string
-	LookupArgs int
+	LookupArgs []int
 }
 
 // Mutations lists every query of this package that writes, by its name.
@@ -113,9 +113,9 @@ func Mutations() map[string]Mutation {
 		"MachineSetOSInstallationReport":     machine,
 		"MachineSetTag":                      machine,
 		"MachineDeleteTag":                   machine,
-		"MachineUpdateProviderStatus":        {Lookup: machinesOfProviderID, LookupArgs: 2},
+		"MachineUpdateProviderStatus":        {Lookup: machinesOfProviderID, LookupArgs: []int{4, 5}},
 	}
 }
 
-// machinesOfProviderID finds the machines of MachineUpdateProviderStatus by its first two parameters.
+// machinesOfProviderID finds the machines of MachineUpdateProviderStatus, by its last two parameters.
 const machinesOfProviderID = "SELECT machine_id FROM machine_provided WHERE provider_id = $1 AND provider = $2"

@@ -39,6 +39,8 @@ type Config struct {
 	Lease time.Duration
 	// MaxConnections bounds the work pool. Sessions beat over a connection of their own. Default 8.
 	MaxConnections int32
+	// History is for how long history, audit and ended sessions are kept. Nothing is decided from them. Default 90 days.
+	History time.Duration
 	// Logger gets one line per change of state. Default: nothing is logged.
 	Logger *slog.Logger
 	// Observer is told what happens, for metrics. Default: nobody is. It is called from many goroutines and must not block.
@@ -55,6 +57,7 @@ const (
 	defaultLease   = 60 * time.Second
 	minimumLease   = time.Second
 	defaultMaxConn = 8
+	defaultHistory = 90 * 24 * time.Hour
 )
 
 func (c Config) withDefaults() (Config, error) {
@@ -72,6 +75,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.MaxConnections == 0 {
 		c.MaxConnections = defaultMaxConn
+	}
+	if c.History == 0 {
+		c.History = defaultHistory
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -92,6 +98,8 @@ type Connection struct {
 	log      *slog.Logger
 	observer Observer
 	identity DatabaseIdentity
+	settle   time.Duration // bounds a statement of any program; see longestStatement
+	pending  pendingCursors
 }
 
 // DatabaseIdentity says which database this is.
@@ -117,7 +125,7 @@ func (b *BMDB) Open(migrate bool) (*Connection, error) {
 			return nil, err
 		}
 	}
-	c := &Connection{config: config, log: config.Logger, observer: config.Observer}
+	c := &Connection{config: config, log: config.Logger, observer: config.Observer, settle: longestStatement}
 	if err := c.connect(ctx); err != nil {
 		c.Close()
 		return nil, fmt.Errorf("open database: %w", err)

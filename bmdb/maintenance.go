@@ -44,7 +44,9 @@ func (m *maintenance) chores() []func(context.Context) {
 		m.every("sweep", min(sweepEvery, m.conn.lease.length), m.sweep),
 		m.every("promote", promoteEvery, m.promote),
 		m.every("fill processes", promoteEvery, m.conn.fillProcesses),
-		m.every("spread", spreadEvery, m.conn.spreadAll),
+		m.every("arrange limits", promoteEvery, m.conn.arrangeLimits),
+		m.every("spread", spreadEvery, (&spreader{conn: m.conn, from: firstMachineText}).turn),
+		m.every("retain", retainEvery, m.conn.retain),
 	}
 }
 

@@ -1,0 +1,197 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bmdb
+
+// Providers and their limits.
+const (
+	sqlProviderViews = "SELECT cluster, uid, manages, max_machines, parallelism FROM provider_views WHERE pool = $1 AND provider = $2 ORDER BY cluster"
+
+	sqlSetProviderView = `
+INSERT INTO provider_views (pool, provider, cluster, uid, manages, max_machines, parallelism) VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (pool, provider, cluster) DO UPDATE SET uid = excluded.uid, manages = excluded.manages, max_machines = excluded.max_machines,
+    parallelism = excluded.parallelism`
+
+	sqlDeleteProviderView = "DELETE FROM provider_views WHERE pool = $1 AND provider = $2 AND cluster = $3 AND uid = $4"
+
+	sqlSetMaxMachines = "UPDATE providers SET max_machines = $3 WHERE pool = $1 AND provider = $2"
+
+	sqlProviderState = `
+SELECT p.machines, p.max_machines, l.maximum, l.settles_at IS NOT NULL, p.rev,
+    (SELECT count(*) FROM work w WHERE w.pool = p.pool AND w.provider = p.provider AND w.work_id IS NOT NULL)
+FROM providers p LEFT JOIN limits l ON l.limit_id = $3 WHERE p.pool = $1 AND p.provider = $2`
+
+	// sqlLockLimit takes a limit's mutex. Starts do not: they are judged by the slot that they lock.
+	sqlLockLimit = "SELECT maximum, settles_at IS NOT NULL FROM limits WHERE limit_id = $1 FOR UPDATE"
+
+	// sqlIntroduceLimit introduces a limit where there was none. It settles when every start that may not have seen it is over: after the
+	// longest statement and the longest pause in a transaction of any session.
+	sqlIntroduceLimit = `
+INSERT INTO limits (limit_id, maximum, settles_at) VALUES ($1, $2, clock_timestamp() + $3::bigint * interval '1 millisecond'
+    + (SELECT COALESCE(max(s.session_lease_ms), 0) FROM sessions s WHERE s.session_ended_at IS NULL) * interval '334 microseconds')
+ON CONFLICT (limit_id) DO NOTHING`
+
+	sqlSetLimit     = "UPDATE limits SET maximum = $2 WHERE limit_id = $1"
+	sqlLimitSettled = "UPDATE limits SET settles_at = NULL WHERE limit_id = $1"
+	sqlDeleteLimit  = "DELETE FROM limits WHERE limit_id = $1"
+
+	// sqlNobodyStarts tells that no start on a machine of the provider can be under way that has not seen the limit: it has no machine; or
+	// nobody owns a claim of the pool, no program without Kubernetes has a session, and no work goes on.
+	sqlNobodyStarts = `
+SELECT NOT EXISTS (SELECT 1 FROM machine_state m WHERE m.pool = $1 AND m.provider = $2)
+    OR NOT EXISTS (SELECT 1 FROM claims c WHERE c.pool = $1 AND c.state = 'Running' AND c.owner_session IS NOT NULL)
+   AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_ended_at IS NULL AND s.session_cluster = '')
+   AND NOT EXISTS (SELECT 1 FROM work w WHERE w.pool = $1 AND w.work_id IS NOT NULL)`
+
+	sqlSettleDue = "SELECT limit_id FROM limits WHERE limit_id = $1 AND settles_at <= clock_timestamp()"
+
+	// sqlWorksWithoutSlot are the works that a limit does not count yet.
+	sqlWorksWithoutSlot = `
+SELECT w.work_id FROM work w
+WHERE w.pool = $1 AND w.provider = $2 AND w.work_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM limit_slots s WHERE s.limit_id = $3 AND s.work_id = w.work_id)
+ORDER BY w.work_id`
+
+	sqlAdoptWorks = `
+INSERT INTO limit_slots (limit_id, n, open, work_id) SELECT $1, x.n, false, x.work_id
+FROM (SELECT unnest($2::bigint[]) AS n, unnest($3::uuid[]) AS work_id) x ORDER BY x.n`
+
+	sqlMakeSlots = `
+INSERT INTO limit_slots (limit_id, n, open) SELECT $1, g.n, false FROM generate_series(0, $2::bigint - 1) AS g (n) ORDER BY g.n
+ON CONFLICT (limit_id, n) DO NOTHING`
+
+	sqlLockSlots = "SELECT n, work_id IS NOT NULL FROM limit_slots WHERE limit_id = $1 ORDER BY n FOR UPDATE"
+	sqlOpenSlots = "UPDATE limit_slots SET open = (n = ANY($2)) WHERE limit_id = $1 AND open <> (n = ANY($2))"
+
+	// sqlLimitsToArrange are limits that may settle, and those of which not as many slots are open as there should be: they were
+	// lowered, and works have ended since.
+	sqlLimitsToArrange = `
+SELECT l.limit_id FROM limits l
+WHERE l.settles_at <= clock_timestamp()
+   OR l.settles_at IS NULL AND l.maximum <> (SELECT count(*) FROM limit_slots s WHERE s.limit_id = l.limit_id AND s.open)
+ORDER BY l.limit_id LIMIT 100`
+)
+
+// Processes.
+const (
+	sqlOtherDefinition = "SELECT pool FROM processes WHERE process = $2 AND pool <> $1 AND ($1 = '' OR pool = '') LIMIT 1"
+
+	// A definition that says something else of machines is filled in over the fleet.
+	sqlRegisterProcess = `
+INSERT INTO processes (pool, process, slot, requires, forbids, sets, clears, destructive, convergent, indexed, generation, fill_pass)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, true, 1, 1)
+ON CONFLICT (pool, process) DO UPDATE SET slot = excluded.slot, requires = excluded.requires, forbids = excluded.forbids, sets = excluded.sets,
+    clears = excluded.clears, destructive = excluded.destructive, convergent = excluded.convergent,
+    generation = processes.generation + 1,
+    fill_pass = CASE WHEN (processes.slot, processes.requires, processes.forbids) IS DISTINCT FROM (excluded.slot, excluded.requires, excluded.forbids)
+                THEN 1 ELSE processes.fill_pass END,
+    fill_cursor = CASE WHEN (processes.slot, processes.requires, processes.forbids) IS DISTINCT FROM (excluded.slot, excluded.requires, excluded.forbids)
+                  THEN NULL ELSE processes.fill_cursor END,
+    fill_not_before = CASE WHEN (processes.slot, processes.requires, processes.forbids) IS DISTINCT FROM (excluded.slot, excluded.requires, excluded.forbids)
+                      THEN NULL ELSE processes.fill_not_before END
+WHERE (processes.slot, processes.requires, processes.forbids, processes.sets, processes.clears, processes.destructive, processes.convergent)
+   IS DISTINCT FROM (excluded.slot, excluded.requires, excluded.forbids, excluded.sets, excluded.clears, excluded.destructive, excluded.convergent)`
+
+	sqlProcesses = `
+SELECT pool, process, slot, requires, forbids, sets, clears, destructive, convergent, indexed, fill_pass > 0
+FROM processes WHERE pool IN ('', $1) ORDER BY pool, process`
+
+	// sqlFillNext takes a process that is to be filled in, which nobody else fills in at the moment.
+	sqlFillNext = `
+SELECT pool, process, fill_pass, COALESCE(fill_cursor, '00000000-0000-0000-0000-000000000000'::uuid) FROM processes
+WHERE fill_pass > 0 AND (fill_not_before IS NULL OR fill_not_before <= clock_timestamp())
+ORDER BY pool, process LIMIT 1 FOR UPDATE SKIP LOCKED`
+
+	// sqlLockFillPage waits for machines that somebody else has: who only starts work there does not evaluate them.
+	sqlLockFillPage = `
+SELECT machine_id FROM machine_state WHERE ($1 = '' OR pool = $1) AND machine_id > $2 ORDER BY machine_id LIMIT $3 FOR UPDATE`
+
+	sqlFillReached = "UPDATE processes SET fill_cursor = $3 WHERE pool = $1 AND process = $2"
+
+	// sqlFillPassed begins the second pass, when every transaction that may have seen the old definition is over, or ends it.
+	sqlFillPassed = `
+UPDATE processes SET fill_pass = CASE WHEN fill_pass = 1 THEN 2 ELSE 0 END, fill_cursor = NULL,
+    fill_not_before = CASE WHEN fill_pass = 1 THEN clock_timestamp() + $3::bigint * interval '1 millisecond'
+        + (SELECT COALESCE(max(s.session_lease_ms), 0) FROM sessions s WHERE s.session_ended_at IS NULL) * interval '334 microseconds' END
+WHERE pool = $1 AND process = $2`
+)
+
+// Projection: the clusters, and what each of them has still to show.
+const (
+	sqlRegisterCluster = `
+INSERT INTO clusters (cluster, registered_at, seen_at) VALUES ($1, clock_timestamp(), clock_timestamp())
+ON CONFLICT (cluster) DO UPDATE SET seen_at = excluded.seen_at`
+	sqlSeenCluster       = "SELECT seen_at < clock_timestamp() - interval '1 minute' FROM clusters WHERE cluster = $1"
+	sqlUnregisterCluster = "DELETE FROM clusters WHERE cluster = $1"
+	sqlSilentClusters    = "SELECT cluster FROM clusters WHERE seen_at < clock_timestamp() - interval '1 hour' ORDER BY cluster"
+	sqlDeleteProjections = `
+DELETE FROM projection WHERE cluster = $1 AND (kind, pool, id) IN (SELECT p.kind, p.pool, p.id FROM projection p WHERE p.cluster = $1 LIMIT $2)
+RETURNING cluster`
+
+	sqlPending = `
+SELECT kind, pool, id, rev FROM projection
+WHERE cluster = $1 AND rev <> done_rev AND done_rev < rev AND (kind, pool, id) > ($2, $3, $4) ORDER BY kind, pool, id LIMIT $5`
+	sqlPendingUpTo = `
+SELECT kind, pool, id, rev FROM projection
+WHERE cluster = $1 AND rev <> done_rev AND done_rev < rev AND (kind, pool, id) <= ($2, $3, $4) ORDER BY kind, pool, id LIMIT $5`
+
+	// sqlAck acknowledges what was shown, and nothing newer.
+	sqlAck = `
+WITH x AS (SELECT unnest($2::text[]) AS kind, unnest($3::text[]) AS pool, unnest($4::text[]) AS id, unnest($5::bigint[]) AS rev),
+l AS (
+    SELECT p.kind, p.pool, p.id, x.rev FROM projection p JOIN x ON x.kind = p.kind AND x.pool = p.pool AND x.id = p.id
+    WHERE p.cluster = $1 AND p.done_rev < x.rev ORDER BY p.kind, p.pool, p.id FOR UPDATE OF p)
+UPDATE projection p SET done_rev = l.rev FROM l WHERE p.cluster = $1 AND p.kind = l.kind AND p.pool = l.pool AND p.id = l.id AND p.done_rev < l.rev`
+
+	sqlDirtyMachines  = "SELECT '', machine_id::text, rev FROM machine_state WHERE rev <> spread_rev AND machine_id > $1::text::uuid ORDER BY machine_id LIMIT $2"
+	sqlDirtyClaims    = "SELECT pool, claim_key, rev FROM claims WHERE rev <> spread_rev AND ($1 OR state IN ('Complete', 'Failed')) ORDER BY pool, claim_key LIMIT $2"
+	sqlDirtyProviders = "SELECT pool, provider, rev FROM providers WHERE rev <> spread_rev AND pool <> '' ORDER BY pool, provider LIMIT $1"
+
+	dirty = `
+WITH x AS (SELECT unnest($1::text[]) AS pool, unnest($2::text[]) AS id, unnest($3::bigint[]) AS rev)`
+	intoProjection = `
+INSERT INTO projection (cluster, kind, pool, id, rev)`
+	ofEachCluster = `
+ORDER BY 1, 3, 4
+ON CONFLICT (cluster, kind, pool, id) DO UPDATE SET rev = excluded.rev WHERE projection.rev < excluded.rev`
+
+	sqlSpreadMachines = dirty + intoProjection + `
+SELECT v.cluster, 'machine', v.pool, x.id, x.rev FROM x JOIN machine_views v ON v.machine_id = x.id::uuid AND v.attached JOIN clusters c ON c.cluster = v.cluster
+WHERE x.pool = ''` + ofEachCluster
+	sqlSpreadClaims = dirty + intoProjection + `
+SELECT v.cluster, 'claim', v.pool, x.id, x.rev FROM x JOIN claim_views v ON v.pool = x.pool AND v.claim_key = x.id JOIN clusters c ON c.cluster = v.cluster` + ofEachCluster
+	sqlSpreadProviders = dirty + intoProjection + `
+SELECT v.cluster, 'provider', v.pool, x.id, x.rev FROM x JOIN provider_views v ON v.pool = x.pool AND v.provider = x.id JOIN clusters c ON c.cluster = v.cluster` + ofEachCluster
+
+	// What is locked at the moment stays dirty, and is spread again.
+	sqlMachinesSpread = dirty + `,
+l AS (SELECT m.machine_id, x.rev FROM machine_state m JOIN x ON x.id::uuid = m.machine_id AND x.pool = '' WHERE m.spread_rev < x.rev ORDER BY m.machine_id FOR UPDATE OF m SKIP LOCKED)
+UPDATE machine_state m SET spread_rev = l.rev FROM l WHERE m.machine_id = l.machine_id`
+	sqlClaimsSpread = dirty + `,
+l AS (SELECT c.pool, c.claim_key, x.rev FROM claims c JOIN x ON x.pool = c.pool AND x.id = c.claim_key WHERE c.spread_rev < x.rev ORDER BY c.pool, c.claim_key FOR UPDATE OF c SKIP LOCKED)
+UPDATE claims c SET spread_rev = l.rev FROM l WHERE c.pool = l.pool AND c.claim_key = l.claim_key`
+	sqlProvidersSpread = dirty + `,
+l AS (SELECT p.pool, p.provider, x.rev FROM providers p JOIN x ON x.pool = p.pool AND x.id = p.provider WHERE p.spread_rev < x.rev ORDER BY p.pool, p.provider FOR UPDATE OF p SKIP LOCKED)
+UPDATE providers p SET spread_rev = l.rev FROM l WHERE p.pool = l.pool AND p.provider = l.provider`
+)
+
+// Retention, in pages. $1 is the age in milliseconds.
+const (
+	sqlForgetHistory = `
+DELETE FROM work_history WHERE (machine_id, work_id, phase) IN (
+    SELECT h.machine_id, h.work_id, h.phase FROM work_history h WHERE h.timestamp < clock_timestamp() - $1::bigint * interval '1 millisecond'
+    ORDER BY h.timestamp LIMIT $2)
+RETURNING phase`
+
+	sqlForgetAudit = `
+DELETE FROM audit_log WHERE event_id IN (
+    SELECT a.event_id FROM audit_log a WHERE a.at < clock_timestamp() - $1::bigint * interval '1 millisecond' LIMIT $2)
+RETURNING 1`
+
+	// A session whose works nobody has ended yet stays, so that they are found.
+	sqlForgetSessions = `
+DELETE FROM sessions WHERE session_id IN (
+    SELECT s.session_id FROM sessions s WHERE s.session_ended_at < clock_timestamp() - $1::bigint * interval '1 millisecond'
+      AND NOT EXISTS (SELECT 1 FROM work w WHERE w.session_id = s.session_id AND w.work_id IS NOT NULL)
+    ORDER BY s.session_ended_at LIMIT $2)
+RETURNING 1`
+)

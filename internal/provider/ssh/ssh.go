@@ -16,7 +16,9 @@
 //
 // On the machine it needs sh, sudo for a user other than root, an SFTP server,
 // and of coreutils or busybox: cat, chmod, cut, head, id, ln, mkdir, mktemp, mv,
-// nohup, rm, sha256sum, stat, tail, timeout, uname; and setsid.
+// nohup, rm, sha256sum, stat, tail, timeout, uname; and setsid. Where logind
+// ends all processes of a user who logs out (KillUserProcesses, which few
+// systems set and which spares root), the agent needs root's own login.
 package ssh
 
 import (

@@ -11,7 +11,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
@@ -43,7 +42,7 @@ type lab struct {
 	namespace string
 	database  string        // URL
 	db        *pgxpool.Pool // safe for concurrent use
-	operators []*operator
+	operators *[]*operator  // all that were ever started, of subtests too
 }
 
 // labOptions are what a lab may have of its own. The zero value has a fresh database and a fresh namespace of the shared control plane.
@@ -56,7 +55,9 @@ type labOptions struct {
 // newLab makes a lab, whose operators end with the test.
 func newLab(t *testing.T, options labOptions) *lab {
 	t.Helper()
-	l := &lab{t: t, programs: programs.build(t), plane: options.plane, database: options.database, namespace: options.namespace}
+	l := &lab{
+		t: t, programs: programs.build(t), plane: options.plane, database: options.database, namespace: options.namespace, operators: &[]*operator{},
+	}
 	if l.database == "" {
 		l.database = bmdbtest.NewURL(t)
 	}
@@ -124,25 +125,24 @@ func (l *lab) environ() []string {
 	return []string{"PATH=" + os.Getenv("PATH"), "HOME=" + l.dir, "KUBECONFIG=" + l.kubeconfig(), "BMDB_DATABASE_URL=" + l.database}
 }
 
-// end says what a failed test needs to be understood, and ends what runs.
+// in is the lab as a subtest uses it. What the subtest starts ends with it.
+func (l *lab) in(t *testing.T) *lab {
+	sub := *l
+	sub.t = t
+	return &sub
+}
+
+// end says what a failed test needs to be understood. The operators have ended, each with the test that started it.
 func (l *lab) end() {
 	if l.t.Failed() {
 		l.explain()
-	}
-	for _, o := range l.operators {
-		if !o.running() {
-			continue
-		}
-		if err := o.process.Stop(context.Background(), syscall.SIGKILL); err != nil {
-			l.t.Error(err)
-		}
 	}
 	l.db.Close()
 }
 
 // explain writes the ends of the operators' logs and the rows that matter to the test's log.
 func (l *lab) explain() {
-	for _, o := range l.operators {
+	for _, o := range *l.operators {
 		l.t.Logf("the end of the log of %s:\n%s", o.name, tail(o.log))
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)

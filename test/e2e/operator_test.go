@@ -48,7 +48,15 @@ func (l *lab) operator(name string, flags ...string) *operator {
 			"run", "--pod-name", name, "--namespaces", l.namespace, "--status-interval", "1s", "--allow-simulated", "--agent-dir", l.programs,
 		}, flags...),
 	}
-	l.operators = append(l.operators, o)
+	*l.operators = append(*l.operators, o)
+	l.t.Cleanup(func() {
+		if !o.running() {
+			return
+		}
+		if err := o.process.Stop(context.Background(), syscall.SIGKILL); err != nil {
+			l.t.Error(err)
+		}
+	})
 	return o
 }
 

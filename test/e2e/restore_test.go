@@ -42,20 +42,22 @@ func TestRestore(t *testing.T) {
 	}
 
 	t.Run("SameAPIServer", func(t *testing.T) {
+		l := l.in(t)
 		uids := l.uids()
 		l.remove(manifests()...)
 		l.awaitGone(manifests()...)
 		l.create(manifests()...)
-		l.verifyRestored(t, before, history, uids)
+		l.verifyRestored(before, history, uids)
 	})
 	t.Run("WhileOperatorWasAway", func(t *testing.T) {
+		l := l.in(t)
 		uids := l.uids()
 		o.terminate()
 		l.remove(manifests()...)
 		l.awaitGone(manifests()...)
 		l.create(manifests()...)
 		o.start()
-		l.verifyRestored(t, before, history, uids)
+		l.verifyRestored(before, history, uids)
 	})
 	cluster := l.count("SELECT count(*) FROM clusters")
 	var id string
@@ -77,10 +79,11 @@ func TestRestore(t *testing.T) {
 	})
 	empty := newLab(t, labOptions{plane: plane, database: l.database, namespace: l.namespace})
 	t.Run("EmptyAPIServerOfTheSameCluster", func(t *testing.T) {
+		empty := empty.in(t)
 		uids := l.uids()
 		same := empty.start("operator-same", "--lease", "3s", "--cluster-id", id)
 		empty.create(manifests()...)
-		empty.verifyRestored(t, before, history, uids)
+		empty.verifyRestored(before, history, uids)
 		for name, o := range empty.conditions(v1alpha1.ConditionManaged) {
 			if o.Status != metav1.ConditionTrue {
 				t.Errorf("%s: Managed=%s, %s: %s", name, o.Status, o.Reason, o.Message)
@@ -89,12 +92,13 @@ func TestRestore(t *testing.T) {
 		same.terminate()
 	})
 	t.Run("EmptyAPIServerOfAnotherCluster", func(t *testing.T) {
+		empty := empty.in(t)
 		uids := empty.uids()
 		empty.remove(manifests()...)
 		empty.awaitGone(manifests()...)
 		empty.create(manifests()...)
 		empty.start("operator-other", "--lease", "3s")
-		empty.verifyRestored(t, before, history, uids)
+		empty.verifyRestored(before, history, uids)
 		for name, o := range empty.conditions(v1alpha1.ConditionManaged) {
 			if o.Reason != string(v1alpha1.ReasonManagedElsewhere) {
 				t.Errorf("%s: Managed=%s, %s: %s", name, o.Status, o.Reason, o.Message)
@@ -218,8 +222,8 @@ func (l *lab) everythingDone() string {
 }
 
 // verifyRestored waits until the statuses of new objects say what those of the old ones did, and sees that nothing was done.
-func (l *lab) verifyRestored(t *testing.T, outcomes map[string]string, history string, oldUIDs map[string]string) {
-	t.Helper()
+func (l *lab) verifyRestored(outcomes map[string]string, history string, oldUIDs map[string]string) {
+	l.t.Helper()
 	l.eventually(patience, "statuses have come back", func(ctx context.Context) error {
 		now, err := l.readOutcomes(ctx)
 		if err != nil {
@@ -239,13 +243,13 @@ func (l *lab) verifyRestored(t *testing.T, outcomes map[string]string, history s
 	now := l.uids()
 	for name := range maps.Keys(outcomes) {
 		if now[name] == "" || now[name] == oldUIDs[name] {
-			t.Errorf("%s has UID %q, before it had %q: it is not a new object", name, now[name], oldUIDs[name])
+			l.t.Errorf("%s has UID %q, before it had %q: it is not a new object", name, now[name], oldUIDs[name])
 		}
 	}
 	if now := l.everythingDone(); now != history {
-		t.Errorf("something was done:\n%s\nbefore it was:\n%s", now, history)
+		l.t.Errorf("something was done:\n%s\nbefore it was:\n%s", now, history)
 	}
-	if err := l.broken(t.Context(), append(rules(), rulesAtRest()...)); err != nil {
-		t.Error(err)
+	if err := l.broken(l.t.Context(), append(rules(), rulesAtRest()...)); err != nil {
+		l.t.Error(err)
 	}
 }

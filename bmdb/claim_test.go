@@ -20,7 +20,7 @@ import (
 const pool = "metal"
 
 // register records machines named m0, m1, ... at provider lab, in rack r0 or r1 by turns.
-func register(t testing.TB, conn *bmdb.Connection, n int) []uuid.UUID {
+func register(t *testing.T, conn *bmdb.Connection, n int) []uuid.UUID {
 	t.Helper()
 	ids := make([]uuid.UUID, n)
 	for i := range n {
@@ -50,7 +50,7 @@ func names(n int) []string {
 }
 
 // attach records a claim with a view in cluster a and takes it up.
-func attach(t testing.TB, conn *bmdb.Connection, s *bmdb.Session, spec bmdb.ClaimSpec) *bmdb.OwnedClaim {
+func attach(t *testing.T, conn *bmdb.Connection, s *bmdb.Session, spec bmdb.ClaimSpec) *bmdb.OwnedClaim {
 	t.Helper()
 	attachOnly(t, conn, spec)
 	owned, err := s.OwnClaims(t.Context(), 10)
@@ -66,7 +66,7 @@ func attach(t testing.TB, conn *bmdb.Connection, s *bmdb.Session, spec bmdb.Clai
 	return nil
 }
 
-func attachOnly(t testing.TB, conn *bmdb.Connection, spec bmdb.ClaimSpec) bmdb.Attachment {
+func attachOnly(t *testing.T, conn *bmdb.Connection, spec bmdb.ClaimSpec) bmdb.Attachment {
 	t.Helper()
 	a, err := conn.AttachClaim(t.Context(), view(spec.Key), spec, true)
 	if err != nil {
@@ -79,7 +79,7 @@ func agentStart(key, mode string) bmdb.ClaimSpec {
 	return bmdb.ClaimSpec{Pool: pool, Key: key, Process: "AgentStart", Mode: mode}
 }
 
-func round(t testing.TB, s *bmdb.Session, o *bmdb.OwnedClaim, free int) []*bmdb.Work {
+func round(t *testing.T, s *bmdb.Session, o *bmdb.OwnedClaim, free int) []*bmdb.Work {
 	t.Helper()
 	works, err := s.ClaimRound(t.Context(), o, free)
 	if err != nil && !errors.Is(err, bmdb.ErrNothingToDo) {
@@ -88,7 +88,7 @@ func round(t testing.TB, s *bmdb.Session, o *bmdb.OwnedClaim, free int) []*bmdb.
 	return works
 }
 
-func finish(t testing.TB, works ...*bmdb.Work) {
+func finish(t *testing.T, works ...*bmdb.Work) {
 	t.Helper()
 	for _, w := range works {
 		if err := w.FinishData(t.Context(), bmdb.Outcome{AgentPublicKey: []byte("key")}); err != nil {
@@ -97,7 +97,7 @@ func finish(t testing.TB, works ...*bmdb.Work) {
 	}
 }
 
-func review(t testing.TB, s *bmdb.Session, o *bmdb.OwnedClaim) bmdb.Outlook {
+func review(t *testing.T, s *bmdb.Session, o *bmdb.OwnedClaim) bmdb.Outlook {
 	t.Helper()
 	out, err := s.ReviewClaim(t.Context(), o)
 	if err != nil {
@@ -106,7 +106,7 @@ func review(t testing.TB, s *bmdb.Session, o *bmdb.OwnedClaim) bmdb.Outlook {
 	return out
 }
 
-func snapshot(t testing.TB, conn *bmdb.Connection, key string) *bmdb.ClaimSnapshot {
+func snapshot(t *testing.T, conn *bmdb.Connection, key string) *bmdb.ClaimSnapshot {
 	t.Helper()
 	s, err := conn.ClaimSnapshot(t.Context(), pool, key, bmdb.ClaimLimits{})
 	if err != nil {

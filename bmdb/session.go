@@ -41,7 +41,7 @@ type Session struct {
 
 	over chan struct{} // closed when nothing of the session runs any more
 
-	mu    sync.Mutex
+	mu     sync.Mutex
 	works  map[uuid.UUID]*Work
 	claims map[string]*OwnedClaim // by pool and key
 }

@@ -25,7 +25,7 @@ const (
 	// errorWait is the wait after an error.
 	errorWait = 2 * time.Second
 	// idleFrom is how long nothing must be expected for a claim to be idle.
-	idleFrom = 30 * time.Second
+	idleFrom = 10 * time.Second
 )
 
 // claimLoop is the life of one claim in one term of its owner.
@@ -144,12 +144,20 @@ func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 		l.start(w, drivers)
 	}
 	switch {
-	case err != nil && !errors.Is(err, bmdb.ErrNothingToDo):
+	case errors.Is(err, bmdb.ErrNothingToDo), errors.Is(err, bmdb.ErrClaimLost):
+		return l.review(ctx) // which tells a claim that is over from one that is lost
+	case err != nil:
 		return 0, fmt.Errorf("start work for claim: %w", err)
-	case len(works) > 0:
-		return 0, nil // there may be more
+	case l.saturated(len(works)):
+		return longestWait, nil
 	}
-	return l.review(ctx)
+	return 0, nil // there may be more
+}
+
+// saturated tells whether a claim has as many works as it has machines left to do, with those that the last round started.
+func (l *claimLoop) saturated(started int) bool {
+	c := l.claim
+	return c.Spec.Completions != nil && c.Succeeded+c.Skipped+c.Active+int64(started) >= *c.Spec.Completions
 }
 
 // review finds out why nothing could be started.
@@ -285,7 +293,6 @@ func (l *claimLoop) do(ctx context.Context, w *bmdb.Work, spec *bmdb.ClaimSpec, 
 	default:
 		p.run(ctx, l.engine.config.Grace, l.engine.config.Lease, l.engine.observer)
 	}
-	log.Info("ended work")
 }
 
 func otherwise(err error, text string) string {

@@ -97,7 +97,7 @@ func (p *performance) perform(ctx context.Context) (r result) {
 func (p *performance) end(ctx context.Context, r result) {
 	switch {
 	case r.err == nil:
-		p.commit(ctx, "finish", func(ctx context.Context) error { return p.work.FinishData(ctx, r.outcome) })
+		p.commit(ctx, "finished", func(ctx context.Context) error { return p.work.FinishData(ctx, r.outcome) })
 	case errors.Is(r.err, bmdb.ErrWorkLost):
 		p.log.Info("work was lost", "cause", r.err.Error())
 	case timedOut(ctx):
@@ -129,8 +129,8 @@ func causeOf(err error) string {
 }
 
 func (p *performance) fail(ctx context.Context, b *bmdb.Backoff, cause string) {
-	p.log.Info("work failed", "cause", cause)
-	p.commit(ctx, "fail", func(ctx context.Context) error { return p.work.Fail(ctx, b, cause) })
+	p.log = p.log.WithValues("cause", cause)
+	p.commit(ctx, "failed", func(ctx context.Context) error { return p.work.Fail(ctx, b, cause) })
 }
 
 // commit ends the work. The database decides whether it still is ours; while it does not answer, the end is tried again for a lease,
@@ -142,6 +142,7 @@ func (p *performance) commit(ctx context.Context, what string, end func(ctx cont
 		err := end(ctx)
 		switch {
 		case err == nil:
+			p.log.Info("ended work", "end", what)
 			return
 		case errors.Is(err, bmdb.ErrWorkLost):
 			p.log.Info("work was lost before its end", "end", what)

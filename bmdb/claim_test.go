@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
 	"github.com/bmdb-dev/bmdb-operator/bmdb/bmdbtest"
@@ -271,4 +272,17 @@ func TestSkippedMachinesCountAsDone(t *testing.T) {
 	if got := snapshot(t, conn, "again"); got.Skipped != 3 || got.Succeeded != 0 {
 		t.Errorf("claim for machines that need nothing: %+v", got)
 	}
+}
+
+// machinesOf are all the machines of a pool.
+func machinesOf(t *testing.T, l *lab, pool string) (ids []uuid.UUID) {
+	t.Helper()
+	rows, err := l.db.Query(t.Context(), "SELECT machine_id FROM machine_state WHERE pool = $1 ORDER BY machine_id", pool)
+	if err == nil {
+		ids, err = pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ids
 }

@@ -27,10 +27,11 @@ var violations = map[string]string{
 		AND NOT EXISTS (SELECT 1 FROM work_history s WHERE s.machine_id = e.machine_id AND s.work_id = e.work_id AND s.phase = 0)`,
 	"I3, I8: a start that neither ended nor goes on": `
 		SELECT work_id::text FROM work_history s WHERE phase = 0 AND machine_id = ANY($1)
-		AND (EXISTS (SELECT 1 FROM work w WHERE w.work_id = s.work_id) = EXISTS (SELECT 1 FROM work_history e WHERE e.work_id = s.work_id AND e.phase = 1))`,
+		AND (EXISTS (SELECT 1 FROM work w WHERE w.work_id = s.work_id AND w.machine_id = s.machine_id)
+			= EXISTS (SELECT 1 FROM work_history e WHERE e.machine_id = s.machine_id AND e.work_id = s.work_id AND e.phase = 1))`,
 	"I3: a work that goes on and never started": `
 		SELECT work_id::text FROM work w WHERE work_id IS NOT NULL AND machine_id = ANY($1)
-		AND NOT EXISTS (SELECT 1 FROM work_history s WHERE s.work_id = w.work_id AND s.phase = 0 AND s.session_id = w.session_id AND s.fence = w.fence)`,
+		AND NOT EXISTS (SELECT 1 FROM work_history s WHERE s.machine_id = w.machine_id AND s.work_id = w.work_id AND s.phase = 0 AND s.session_id = w.session_id AND s.fence = w.fence)`,
 	"fence: does not grow with each start on a machine": `
 		SELECT machine_id::text FROM work_history WHERE phase = 0 AND machine_id = ANY($1) GROUP BY machine_id, fence HAVING count(*) > 1`,
 	"fence: is above the revision": `
@@ -40,14 +41,14 @@ var violations = map[string]string{
 		JOIN processes pa ON pa.process = a.process
 		JOIN work_history b ON b.machine_id = a.machine_id AND b.phase = 0 AND b.fence > a.fence
 		JOIN processes pb ON pb.process = b.process AND pb.slot = pa.slot
-		LEFT JOIN work_history e ON e.work_id = a.work_id AND e.phase = 1
+		LEFT JOIN work_history e ON e.machine_id = a.machine_id AND e.work_id = a.work_id AND e.phase = 1
 		WHERE a.phase = 0 AND a.machine_id = ANY($1) AND (e.timestamp IS NULL OR e.timestamp > b.timestamp)`,
 	"I4: a tag of AgentStart that no finished work brought": `
 		SELECT a.machine_id::text FROM machine_agent_started a WHERE a.machine_id = ANY($1) AND encode(a.agent_public_key, 'escape') LIKE 'work %'
 		AND NOT EXISTS (SELECT 1 FROM work_history e WHERE e.machine_id = a.machine_id AND e.phase = 1 AND e.event = 'Finished'
 			AND 'work ' || e.work_id::text = encode(a.agent_public_key, 'escape'))`,
 	"I7: a slot of a limit names no work": `
-		SELECT limit_id || ' ' || n::text FROM limit_slots s WHERE work_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM work w WHERE w.work_id = s.work_id) AND cardinality($1::uuid[]) >= 0`,
+		SELECT limit_id || ' ' || n::text FROM limit_slots s WHERE work_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM work w WHERE w.work_id = s.work_id AND w.work_id IS NOT NULL) AND cardinality($1::uuid[]) >= 0`,
 	"I7: a work at a limited provider without a slot": `
 		SELECT w.work_id::text FROM work w JOIN limits l ON l.limit_id = 'provider/' || w.pool || '/' || w.provider
 		WHERE w.work_id IS NOT NULL AND w.machine_id = ANY($1)
@@ -85,18 +86,21 @@ func findViolations(t testing.TB, db *pgxpool.Pool, machines ...uuid.UUID) (foun
 				return err
 			}
 		}
+		looks := &pgx.Batch{}
 		for what, sql := range violations {
-			rows, err := tx.Query(ctx, sql, machines)
-			if err != nil {
-				return fmt.Errorf("%s: %w", what, err)
-			}
-			bad, err := pgx.CollectRows(rows, pgx.RowTo[string])
-			if err != nil {
-				return fmt.Errorf("%s: %w", what, err)
-			}
-			if len(bad) > 0 {
-				found = append(found, fmt.Sprintf("%s: %v", what, bad))
-			}
+			looks.Queue(sql, machines).Query(func(rows pgx.Rows) error {
+				bad, err := pgx.CollectRows(rows, pgx.RowTo[string])
+				if err != nil {
+					return fmt.Errorf("%s: %w", what, err)
+				}
+				if len(bad) > 0 {
+					found = append(found, fmt.Sprintf("%s: %v", what, bad))
+				}
+				return nil
+			})
+		}
+		if err := tx.SendBatch(ctx, looks).Close(); err != nil {
+			return err
 		}
 		parked, err := compareEligibility(ctx, tx, machines)
 		found = append(found, parked...)

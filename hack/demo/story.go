@@ -58,6 +58,9 @@ func tell(ctx context.Context, e *environment) error {
 	if err != nil {
 		return err
 	}
+	if err := settled(ctx, e); err != nil {
+		return err
+	}
 	fmt.Println()
 	for _, args := range [][]string{{"get", "bmp"}, {"get", "bmm"}, {"get", "wclaim"}} {
 		fmt.Println("$ kubectl -n metal", strings.Join(args, " "))
@@ -68,6 +71,17 @@ func tell(ctx context.Context, e *environment) error {
 		fmt.Println(out)
 	}
 	return verify(ctx, e, db, victim)
+}
+
+// settled waits until the machines' statuses show no work any more: they follow the claim's by up to a status interval.
+func settled(ctx context.Context, e *environment) error {
+	for sleep(ctx, 200*time.Millisecond) {
+		out, err := e.kubectl(ctx, "-n", pool, "get", "bmm", "-o", "jsonpath={.items[*].status.work[*].process}")
+		if err != nil || strings.TrimSpace(out) == "" {
+			return err
+		}
+	}
+	return fmt.Errorf("machines still show work after the claim is finished: %w", ctx.Err())
 }
 
 // watch prints the claim's line whenever it changes.

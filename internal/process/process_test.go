@@ -36,6 +36,11 @@ func (w *work) PinHostKey(_ context.Context, key []byte) error {
 	return w.lost
 }
 
+func (w *work) UseOwnerAcceptance(context.Context) (bool, error) {
+	w.calls = append(w.calls, "accept")
+	return true, w.lost
+}
+
 func TestStepsAskBeforeEachStep(t *testing.T) {
 	w, changes := &work{}, 0
 	s := process.NewSteps(w, func() { changes++ })

@@ -18,6 +18,8 @@ type Work interface {
 	Progress(ctx context.Context, step string, percent int) error
 	// PinHostKey makes the key the machine's, durably, and fails like Check.
 	PinHostKey(ctx context.Context, key []byte) error
+	// UseOwnerAcceptance uses up that a person accepted the host as this machine, and fails like Check.
+	UseOwnerAcceptance(ctx context.Context) (bool, error)
 }
 
 // NewSteps returns the steps of a driver that works under w. changed is called after each step that shows something new.
@@ -58,3 +60,8 @@ func (s *steps) advance(name string, percent int) bool {
 
 // PinHostKey implements provider.Steps.
 func (s *steps) PinHostKey(ctx context.Context, key []byte) error { return s.work.PinHostKey(ctx, key) }
+
+// UseOwnerAcceptance implements provider.Steps.
+func (s *steps) UseOwnerAcceptance(ctx context.Context) (bool, error) {
+	return s.work.UseOwnerAcceptance(ctx)
+}

@@ -59,6 +59,12 @@ type Steps interface {
 	// list of known hosts names and that is not the one pinned. When it
 	// returns an error the driver does nothing more to the machine.
 	PinHostKey(ctx context.Context, key []byte) error
+
+	// UseOwnerAcceptance tells whether a person accepted that the host is this
+	// machine although it says that it is another's, and uses that up, durably.
+	// It is called before a host is taken over; when it returns false or an
+	// error the driver does nothing more to the machine.
+	UseOwnerAcceptance(ctx context.Context) (bool, error)
 }
 
 // Agent is what a driver learned about a running agent.

@@ -237,8 +237,9 @@ func (l *lab) firstGoodAttempt(name string) int {
 // noSteps are steps of a work that nobody can lose.
 type noSteps struct{}
 
-func (noSteps) Step(context.Context, string, int) error  { return nil }
-func (noSteps) PinHostKey(context.Context, []byte) error { return nil }
+func (noSteps) Step(context.Context, string, int) error          { return nil }
+func (noSteps) PinHostKey(context.Context, []byte) error         { return nil }
+func (noSteps) UseOwnerAcceptance(context.Context) (bool, error) { return false, nil }
 
 // verifyStatuses waits until the status of every claim says what the database does.
 func (l *lab) verifyStatuses() {

@@ -25,6 +25,8 @@ type Steps struct {
 	OnStep func(n int, call StepCall) error
 	// OnPin is called by each PinHostKey and decides. Nil allows it.
 	OnPin func(key []byte) error
+	// OwnerAccepted is what the next call of UseOwnerAcceptance returns.
+	OwnerAccepted bool
 
 	mu    sync.Mutex
 	calls []StepCall
@@ -55,6 +57,15 @@ func (s *Steps) PinHostKey(_ context.Context, key []byte) error {
 		return nil
 	}
 	return s.OnPin(key)
+}
+
+// UseOwnerAcceptance returns what OwnerAccepted says, once.
+func (s *Steps) UseOwnerAcceptance(context.Context) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	accepted := s.OwnerAccepted
+	s.OwnerAccepted = false
+	return accepted, nil
 }
 
 // Calls returns the calls of Step so far, in order.

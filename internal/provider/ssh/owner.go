@@ -24,15 +24,27 @@ func (w *work) checkOwner(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
+	replace := false
 	if found != nil {
-		return w.compareOwner(*found)
+		refusal := w.compareOwner(*found)
+		if refusal == nil {
+			return nil
+		}
+		// A person may have looked at the machine and decided otherwise.
+		var err error
+		if replace, err = w.steps.UseOwnerAcceptance(ctx); err != nil {
+			return fmt.Errorf("%s: %w", w.what(), err)
+		}
+		if !replace {
+			return refusal
+		}
 	}
 	// Now something will be written.
 	if err := w.ask(ctx); err != nil {
 		return err
 	}
 	return w.within(ctx, "writing the owner file", func(ctx context.Context) error {
-		written, err := w.writeOwner(ctx)
+		written, err := w.writeOwner(ctx, replace)
 		if err != nil {
 			return err
 		}
@@ -96,7 +108,13 @@ func (w *work) parseOwner(content []byte) (*agent.Owner, error) {
 // writeOwner writes the owner file and returns what it says then. The file is
 // linked to its name, not renamed: of two that write at the same time one finds
 // it there and reads the other's. It is whole and durable before it has the name.
-func (w *work) writeOwner(ctx context.Context) (agent.Owner, error) {
+// Where a person accepted that the host changes hands, replace takes the place of
+// the file that is there.
+func (w *work) writeOwner(ctx context.Context, replace bool) (agent.Owner, error) {
+	name := `if ! ln "$temporary" "$owner" && [ ! -e "$owner" ]; then return 73; fi`
+	if replace {
+		name = `mv -f "$temporary" "$owner" || return 73`
+	}
 	m := w.machine
 	content, err := agent.Owner{
 		DatabaseID: m.DatabaseID, MachineID: m.ID, Pool: m.Pool, Name: m.Name, Provider: m.Provider, ProviderID: m.ProviderID,
@@ -111,7 +129,7 @@ temporary=$(mktemp "$dir/.owner.XXXXXX") || return 73
 trap 'rm -f "$temporary"' EXIT
 printf %s `+quote(string(content))+` >"$temporary" || return 73
 sync "$temporary" 2>/dev/null
-if ! ln "$temporary" "$owner" && [ ! -e "$owner" ]; then return 73; fi
+`+name+`
 sync "$dir" 2>/dev/null
 cat "$owner" || return 70`)
 	if err != nil {

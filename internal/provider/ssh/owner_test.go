@@ -153,3 +153,31 @@ func TestTwoDatabasesAtTheSameTime(t *testing.T) {
 		}
 	}
 }
+
+// TestAcceptedHostChangesHands: a person who looked at the machine may say that it is ours, once, and for an owner file that can be
+// understood.
+func TestAcceptedHostChangesHands(t *testing.T) {
+	for _, asUser := range []bool{false, true} {
+		t.Run(fmt.Sprintf("user %v", asUser), func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t, behaviour{asUser: asUser})
+			m := newMachine(h)
+			h.own(t, ownerOf(uuid.New(), uuid.New()))
+			steps := &providertest.Steps{OwnerAccepted: true}
+			if _, err := newDriver(t, h).StartAgent(t.Context(), m, steps); err != nil {
+				t.Fatalf("start on a host that was accepted: %v", err)
+			}
+			content, err := os.ReadFile(filepath.Join(h.stateDir, agent.OwnerFile))
+			must(t, err)
+			owner, err := agent.ParseOwner(content)
+			must(t, err)
+			if owner.DatabaseID != m.DatabaseID || owner.MachineID != m.ID {
+				t.Errorf("the host belongs to %s of %s, want %s of %s", owner.MachineID, owner.DatabaseID, m.ID, m.DatabaseID)
+			}
+			other := m
+			other.ID = uuid.New()
+			_, err = newDriver(t, h).StartAgent(t.Context(), other, steps)
+			wantReason(t, err, provider.ReasonOwnedByAnotherMachine, true)
+		})
+	}
+}

@@ -15,7 +15,7 @@ RUN GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -ldflags "-s -w -X main
       -o /image/usr/local/bin/bmdb-operator ./cmd/bmdb-operator
 RUN for arch in amd64 arm64; do \
       GOOS=linux GOARCH=$arch go build -trimpath -ldflags "-s -w -X main.version=$VERSION" \
-        -o /image/usr/local/lib/bmdb/bmdb-agent-linux-$arch ./cmd/bmdb-agent || exit 1; \
+        -o /image/usr/share/bmdb/bmdb-agent-linux-$arch ./cmd/bmdb-agent || exit 1; \
     done
 # What programs expect of a system: whom to trust, who one is, and a place for temporary files.
 RUN mkdir -p /image/etc/ssl/certs /image/tmp \

@@ -16,12 +16,18 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/go-logr/logr"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv/devtest"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv/statedir"
 )
 
-func TestMain(m *testing.M) { os.Exit(devtest.Main(suite{m}).Run()) }
+func TestMain(m *testing.M) {
+	ctrllog.SetLogger(logr.Discard()) // what clients in the tests say; operators have logs of their own
+	os.Exit(devtest.Main(suite{m}).Run())
+}
 
 // suite removes the programs after the tests.
 type suite struct{ tests *testing.M }

@@ -189,6 +189,26 @@ func (e logEntry) text(key string) string {
 	return s
 }
 
+// endsOf returns what an operator says of the works for a claim that it ends, or that end for it, from an offset of its log on; by work.
+func (o *operator) endsOf(claim string, from int64) map[string][]logEntry {
+	o.lab.t.Helper()
+	ends := map[string][]logEntry{}
+	entries, _ := o.logged(from, func(e logEntry) bool {
+		return e.text("claim") == claim && e.text("work") != "" && e.text("msg") != "started work"
+	})
+	for _, e := range entries {
+		ends[e.text("work")] = append(ends[e.text("work")], e)
+	}
+	return ends
+}
+
+// logEnd is the offset of the log's end.
+func (o *operator) logEnd() int64 {
+	o.lab.t.Helper()
+	_, end := o.logged(0, func(logEntry) bool { return false })
+	return end
+}
+
 // logged returns the lines of the log from an offset on that match, and the offset of its end.
 func (o *operator) logged(from int64, match func(logEntry) bool) (entries []logEntry, end int64) {
 	o.lab.t.Helper()

@@ -432,13 +432,13 @@ func (l *sshLab) testStoppedPod(pods []*operator) {
 	l.awaitGone(claim)
 	l.awaitCount("nobody works on the machine", 0, countOpen, "asleep")
 
-	_, asleep := sleeper.logged(0, func(logEntry) bool { return false })
+	asleep := sleeper.logEnd()
 	if err := box.Resume(); err != nil {
 		l.t.Fatal(err)
 	}
 	sleeper.signal(syscall.SIGCONT)
 	l.eventually(patience, "the work of the one that slept ends", func(context.Context) error {
-		if ended, _ := sleeper.logged(asleep, func(e logEntry) bool { return e.text("msg") == "ended work" && e.text("claim") == "asleep" }); len(ended) == 0 {
+		if len(sleeper.endsOf("asleep", asleep)) == 0 {
 			return errors.New("it goes on")
 		}
 		return nil

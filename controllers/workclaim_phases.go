@@ -134,7 +134,7 @@ func (r *WorkClaimReconciler) judgeProviders(ctx context.Context, s *claimScope)
 	if err != nil {
 		return err
 	}
-	why := fmt.Sprintf("There is no ProviderConfig in namespace %s.", s.claim.Namespace)
+	why, pending := fmt.Sprintf("There is no ProviderConfig in namespace %s.", s.claim.Namespace), false
 	for i, name := range names {
 		var config v1alpha1.ProviderConfig
 		err := r.Client.Get(ctx, client.ObjectKey{Namespace: s.claim.Namespace, Name: name}, &config)
@@ -146,16 +146,20 @@ func (r *WorkClaimReconciler) judgeProviders(ctx context.Context, s *claimScope)
 		case ready.Status == "True":
 			s.runnable = true
 			return nil
+		case err == nil && ready.Status == "":
+			why, pending = fmt.Sprintf("ProviderConfig %s was not looked at yet.", name), true
 		case i > 0:
 		case err != nil:
 			why = fmt.Sprintf("There is no ProviderConfig %s.", name)
-		case ready.Status == "":
-			why = fmt.Sprintf("ProviderConfig %s was not looked at yet.", name)
 		default:
 			why = fmt.Sprintf("ProviderConfig %s: %s: %s", name, ready.Reason, ready.Message)
 		}
 	}
 	s.refuse(v1alpha1.ReasonProviderNotReady, "%s", why)
+	if pending {
+		// Everything may just have been applied at once: that needs no person.
+		s.refusal.State = projection.Waiting
+	}
 	return nil
 }
 

@@ -65,6 +65,9 @@ build: ## Build the operator, and the agent for each architecture, into bin/
 .PHONY: generate
 generate: $(CONTROLLER_GEN) $(SQLC) ## Write all generated files
 	@CONTROLLER_GEN=$(abspath $(CONTROLLER_GEN)) hack/generate.sh
+	@$(CONTROLLER_GEN) rbac:roleName=bmdb-operator paths=./controllers/... paths=./cmd/bmdb-operator/... output:rbac:dir=config/rbac
+	@# Secrets are read with a right of each pool's own, see config/pool.
+	@$(CONTROLLER_GEN) rbac:roleName=bmdb-operator-pool paths=./internal/drivers/... output:rbac:dir=config/pool
 	@$(SQLC) generate -f bmdb/sqlc.yaml
 
 .PHONY: lint

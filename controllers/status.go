@@ -30,7 +30,7 @@ const staleRetry = 200 * time.Millisecond
 type statusWriter struct {
 	client   client.StatusClient
 	clock    clock.PassiveClock
-	interval time.Duration // least time between two writes to an object
+	interval time.Duration // least time between two writes to an object; 0: none
 }
 
 // write makes status the object's, by server-side apply. Nothing is written if the object has it already; nothing is written, and a
@@ -63,6 +63,9 @@ func (w *statusWriter) write(ctx context.Context, object client.Object, current,
 // early returns how long it is until an object may be written again. The time of the last write is in the object itself, in whole
 // seconds, and so the same for all replicas.
 func (w *statusWriter) early(object client.Object) time.Duration {
+	if w.interval <= 0 {
+		return 0
+	}
 	for _, f := range object.GetManagedFields() {
 		if f.Manager == string(FieldOwner) && f.Subresource == "status" && f.Operation == metav1.ManagedFieldsOperationApply && f.Time != nil {
 			// The second that it was written in counts as a whole.

@@ -72,7 +72,7 @@ func TestHeldMachineIsNotReinstalledAfterReap(t *testing.T) {
 	machine := provided(t, other, "1")
 	wantInstall(t, other, machine)
 	w := l.work(dead, model.ProcessOSInstall, machine)
-	if err := l.conn.HoldForTest(ctx, machine, "stop", nil); err != nil {
+	if err := hold(ctx, l.conn, "stop", machine); err != nil {
 		t.Fatal(err)
 	}
 	l.expire(dead.UUID)
@@ -91,7 +91,7 @@ func TestHeldMachineIsNotReinstalledAfterReap(t *testing.T) {
 		t.Errorf("start on a held machine: %v", err)
 	}
 	checkInvariants(t, l.db)
-	if err := l.conn.ReleaseForTest(ctx, machine, "stop"); err != nil {
+	if err := l.conn.ReleaseHold(ctx, "default", "stop", "test"); err != nil {
 		t.Fatal(err)
 	}
 	if works, err := batch(ctx, other, model.ProcessOSInstall, 1, machine); err != nil || len(works) != 1 {

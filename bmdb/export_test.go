@@ -87,28 +87,6 @@ func (c *Connection) Reevaluate(ctx context.Context, machines ...uuid.UUID) erro
 	return c.reevaluate(ctx, "reevaluate", machines)
 }
 
-// HoldForTest does what every hold does: mutex, row, recompute.
-func (c *Connection) HoldForTest(ctx context.Context, machine uuid.UUID, name string, until *time.Time) error {
-	return c.transact(ctx, "hold", func(_ context.Context, tx *Tx) error {
-		tx.lockMachines(machine)
-		tx.queue("Hold", `INSERT INTO machine_holds (machine_id, hold_name, pool, reason, owner, held_until, held_at)
-			SELECT machine_id, $2, pool, 'test', 'test', $3, clock_timestamp() FROM machine_state WHERE machine_id = $1
-			ON CONFLICT (machine_id, hold_name) DO UPDATE SET held_until = excluded.held_until`, machine, name, until)
-		tx.recompute([]uuid.UUID{machine})
-		return nil
-	})
-}
-
-// ReleaseForTest undoes HoldForTest.
-func (c *Connection) ReleaseForTest(ctx context.Context, machine uuid.UUID, name string) error {
-	return c.transact(ctx, "release", func(_ context.Context, tx *Tx) error {
-		tx.lockMachines(machine)
-		tx.queue("Release", "DELETE FROM machine_holds WHERE machine_id = $1 AND hold_name = $2", machine, name)
-		tx.recompute([]uuid.UUID{machine})
-		return nil
-	})
-}
-
 // CopyWork returns a work that does not know what happens to the other.
 func CopyWork(w *Work) *Work {
 	c := w.session.newWork(started{Machine: w.Machine, ID: w.id, Fence: w.fence, Attempt: w.attempt}, w.process, w.pool, w.provider, w.claimKey, w.begun, 0)

@@ -82,7 +82,7 @@ func moves() []move {
 			return me.session.Transact(ctx, tag(ctx, s.machine, me.name))
 		}},
 		{name: "hold", play: func(ctx context.Context, s *scene, me *side) error {
-			return me.conn.HoldForTest(ctx, s.machine, me.name, nil)
+			return hold(ctx, me.conn, me.name, s.machine)
 		}},
 		{name: "beat", silent: true, play: func(ctx context.Context, _ *scene, me *side) error {
 			return errors.Join(me.session.Beat(ctx), me.other.session.Beat(ctx))
@@ -309,6 +309,10 @@ func (a *lane) judge(what string, s *scene, first, second move, firstErr, second
 		if m.name == "tag" && m.err == nil && a.l.int("SELECT count(*) FROM machine_tags WHERE machine_id = $1 AND tag = $2", s.machine, m.me.name) != 1 {
 			t.Errorf("%s: the tag is not there", what)
 		}
+	}
+	if n := a.l.int(`SELECT count(*) FROM work w JOIN sessions s ON s.session_id = w.session_id
+		WHERE w.work_id IS NOT NULL AND s.session_ended_at IS NOT NULL AND w.machine_id = $1`, s.machine); n != 0 {
+		t.Errorf("%s: %d works of sessions that are over", what, n)
 	}
 	starts := []string{"start", "start batch"}
 	if slices.Contains(starts, first.name) && slices.Contains(starts, second.name) && (s.first.started == nil) == (s.second.started == nil) {

@@ -272,3 +272,8 @@ func (r *retries) of(operation string) int {
 
 // errInjected is what gates of tests are opened with to end an attempt.
 var errInjected = errors.New("injected by the test")
+
+// hold keeps everybody from a machine of pool default.
+func hold(ctx context.Context, conn *bmdb.Connection, name string, machine uuid.UUID) error {
+	return conn.PlaceHold(ctx, bmdb.Hold{Pool: "default", Name: name, Actor: "test"}, []uuid.UUID{machine})
+}

@@ -9,14 +9,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// names remembers the keys of WorkClaims by their names, for when the objects are gone. It is lost with the process: what was deleted
-// while no operator ran is found by its row. It is safe for concurrent use.
+// names remembers the keys and UIDs of objects by their names, for when the objects are gone. It is lost with the process: claims that
+// were deleted while no operator ran are found by their rows. It is safe for concurrent use.
 type names struct {
 	mu   sync.Mutex
 	keys map[client.ObjectKey]remembered
 }
 
-// remembered is what is known of a WorkClaim that may be gone.
+// remembered is what is known of an object that may be gone.
 type remembered struct {
 	key, uid string
 	// generation and runnable are what the database was last told of it; generation 0: nothing.

@@ -47,6 +47,7 @@ type ProviderConfigReconciler struct {
 	base
 	store   ProviderStore
 	drivers DriverOpener
+	names   names // UIDs of objects, for when they are gone
 }
 
 // NewProviderConfigReconciler returns a reconciler. objects passes on what changes in the database.
@@ -80,6 +81,7 @@ func (r *ProviderConfigReconciler) Reconcile(ctx context.Context, req ctrl.Reque
 		return ctrl.Result{}, err
 	}
 	view := bmdb.View{Cluster: r.config.Cluster, UID: string(config.UID), Name: config.Name}
+	r.names.remember(req.NamespacedName, config.Name, view.UID)
 	if err := r.store.AttachProvider(ctx, view, limitsOf(&config)); err != nil {
 		return ctrl.Result{}, err
 	}
@@ -143,5 +145,15 @@ func (r *ProviderConfigReconciler) gone(ctx context.Context, name client.ObjectK
 	case !apierrors.IsNotFound(err):
 		return fmt.Errorf("get ProviderConfig %s from the API server: %w", name, err)
 	}
-	return r.store.DetachProvider(ctx, bmdb.View{Cluster: r.config.Cluster, Name: name.Name}, name.Namespace, name.Name)
+	view := bmdb.View{Cluster: r.config.Cluster, UID: r.names.recall(name).uid, Name: name.Name}
+	if err := r.store.DetachProvider(ctx, view, name.Namespace, name.Name); err != nil {
+		return err
+	}
+	r.names.forget(name)
+	state, err := r.store.ProviderSnapshot(ctx, r.config.Cluster, name.Namespace, name.Name)
+	if err != nil {
+		return err
+	}
+	r.shown.Shown(bmdb.Pending{Kind: bmdb.KindProvider, Pool: name.Namespace, ID: name.Name, Rev: state.Rev})
+	return nil
 }

@@ -50,7 +50,8 @@ func TestSurvivesKills(t *testing.T) {
 	fleet := latency(200 * time.Millisecond)
 	fleet.FailurePercent, fleet.Seed = ptr.To[int32](failurePercent), ptr.To[int64](simulatedSeed)
 	config := l.simulated("fleet", fleet)
-	config.Spec.Limits.Parallelism = ptr.To[int32](40)
+	// So few that claims wait for each other, and that there is work under way for the kills to hit.
+	config.Spec.Limits.Parallelism = ptr.To[int32](20)
 	l.create(config)
 	machines := names("sim", killMachines)
 	l.createFleet("fleet", machines...)
@@ -60,7 +61,7 @@ func TestSurvivesKills(t *testing.T) {
 	stop := l.watch(rules())
 	claims := l.overlappingClaims(machines)
 	created := make(chan error, 1)
-	go func() { created <- l.createOver(kills*killEvery, claims) }()
+	go func() { created <- l.createOver(kills*killEvery/2, claims) }()
 	l.killFor(random, pods)
 	if err := <-created; err != nil {
 		t.Fatal(err)
@@ -177,8 +178,8 @@ func (l *lab) killFor(random *rand.Rand, pods []*operator) {
 		}
 		return err
 	})
-	if l.count("SELECT count(*) FROM work_history WHERE event = 'Lost'") == 0 {
-		l.t.Error("no work was lost: the kills hit nothing")
+	if n := l.count("SELECT count(*) FROM work_history WHERE event = 'Lost'"); n < kills/4 {
+		l.t.Errorf("%d works were lost: the kills hit nothing", n)
 	}
 }
 

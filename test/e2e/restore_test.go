@@ -46,6 +46,8 @@ func TestRestore(t *testing.T) {
 		uids := l.uids()
 		l.remove(manifests()...)
 		l.awaitGone(manifests()...)
+		l.awaitCount("no object of a claim is known", 0, "SELECT count(*) FROM claim_views")
+		l.awaitCount("no object of a machine is known", 0, "SELECT count(*) FROM machine_views WHERE attached")
 		l.create(manifests()...)
 		l.verifyRestored(before, history, uids)
 	})

@@ -151,7 +151,7 @@ func (c *Connection) shape(ctx context.Context, spec *ClaimSpec, w *walk) (sourc
 		return source{}, err
 	}
 	if ready <= narrow {
-		found, err := c.candidates(ctx, "CandidatesReady", sqlCandidatesReady, spec.selectionArgs())
+		found, err := c.candidates(ctx, "CandidatesReady", sqlCandidatesReady, append(spec.selectionArgs(), narrow+1))
 		return atOnce(spec.Provider, found), err
 	}
 	label, value, err := c.narrowest(ctx, spec)
@@ -159,7 +159,7 @@ func (c *Connection) shape(ctx context.Context, spec *ClaimSpec, w *walk) (sourc
 		return source{}, err
 	}
 	if label != "" {
-		found, err := c.candidates(ctx, "CandidatesByLabel", sqlCandidatesByLabel, append(spec.selectionArgs(), label, value))
+		found, err := c.candidates(ctx, "CandidatesByLabel", sqlCandidatesByLabel, append(spec.selectionArgs(), label, value, narrow+1))
 		return atOnce(spec.Provider, found), err
 	}
 	if w.rounds == nil {

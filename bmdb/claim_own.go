@@ -105,7 +105,7 @@ func (s *Session) unownedClaims(ctx context.Context, limit int) (unowned, error)
 	}
 	s.mu.Unlock()
 	var found []claim
-	err := s.conn.read(ctx, "Unowned", sqlUnowned, []any{s.UUID, s.conn.config.Cluster, known, limit}, func() { found = nil }, func(row pgx.Rows) error {
+	err := s.conn.read(ctx, "Unowned", sqlUnowned, []any{s.UUID, s.conn.config.Cluster, known, limit, s.UUID.String()}, func() { found = nil }, func(row pgx.Rows) error {
 		r, err := pgx.RowToStructByPos[claim](row)
 		found = append(found, r)
 		return err

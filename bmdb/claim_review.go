@@ -116,11 +116,14 @@ func (s *Session) skipNames(ctx context.Context, claim *OwnedClaim, c *census) (
 		if room <= 0 || len(fulfilled) == 0 {
 			return nil
 		}
-		tx.queueRows("Skip", sqlSkip, []any{claim.Spec.Pool, claim.Spec.Key, fulfilled, room}, func(pgx.Rows) error { skipped++; return nil })
+		quarantined := int64(0)
+		args := []any{claim.Spec.Pool, claim.Spec.Key, fulfilled[:min(int64(len(fulfilled)), room)]}
+		tx.queueRows("QuarantinedOf", sqlQuarantinedOf, args, func(row pgx.Rows) error { return row.Scan(&quarantined) })
+		tx.queueRows("Skip", sqlSkip, args, func(pgx.Rows) error { skipped++; return nil })
 		if err := tx.flush(ctx); err != nil || skipped == 0 {
 			return err
 		}
-		tx.queue("CountSkipped", sqlCountSkipped, append(append([]any{}, key...), skipped)...)
+		tx.queue("CountSkipped", sqlCountSkipped, append(append([]any{}, key...), skipped, quarantined)...)
 		return nil
 	})
 	return skipped, err

@@ -61,6 +61,7 @@ func (d dialect) prepare(ctx context.Context, conn *pgx.Conn, durable bool) erro
 	if !durable {
 		value = "off"
 	}
-	_, err := conn.Exec(ctx, "SELECT set_config('synchronous_commit', $1, false)", value)
+	// Compiling a plan takes longer than any statement of the library.
+	_, err := conn.Exec(ctx, "SELECT set_config('synchronous_commit', $1, false), set_config('jit', 'off', false)", value)
 	return err
 }

@@ -35,13 +35,13 @@ func (c *Connection) Shapes(ctx context.Context, spec ClaimSpec) (map[string][]u
 		shapes[name] = ids
 		return err
 	}
-	found, err := c.candidates(ctx, "CandidatesReady", sqlCandidatesReady, spec.selectionArgs())
+	found, err := c.candidates(ctx, "CandidatesReady", sqlCandidatesReady, append(spec.selectionArgs(), narrow+1))
 	if err := keep("ready", found, err); err != nil {
 		return nil, err
 	}
 	for _, t := range spec.Selector.canonical() {
 		if t.Operator == SelectorIn && len(t.Values) == 1 {
-			found, err := c.candidates(ctx, "CandidatesByLabel", sqlCandidatesByLabel, append(spec.selectionArgs(), t.Key, t.Values[0]))
+			found, err := c.candidates(ctx, "CandidatesByLabel", sqlCandidatesByLabel, append(spec.selectionArgs(), t.Key, t.Values[0], narrow+1))
 			if err := keep("label", found, err); err != nil {
 				return nil, err
 			}

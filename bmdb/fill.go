@@ -8,12 +8,16 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 )
 
-const fillPage = 1000
+const (
+	fillPage = 1000
+	fillTurn = time.Second // after which a turn ends, and the next one may be another program's
+)
 
 // RegisterProcess records a process, or changes it. It is idempotent. A new or changed one is filled in over the fleet by whichever programs have
 // sessions, in pages and in two passes; until that is over Processes says Filling, and some machines are not found by retrieval yet. None is
@@ -79,7 +83,7 @@ func (c *Connection) Processes(ctx context.Context, pool string) (list []Process
 
 // fillProcesses goes on with new and changed processes, for a turn of the chore.
 func (c *Connection) fillProcesses(ctx context.Context) error {
-	for began := now(); now().sub(began) < promoteEvery; {
+	for began := now(); now().sub(began) < fillTurn; {
 		more, err := c.fillPage(ctx)
 		if err != nil || !more {
 			return err

@@ -99,6 +99,8 @@ type MachineSnapshot struct {
 	Labels map[string]string
 	// HostKey is the pinned SSH host key in wire format; nil: none.
 	HostKey []byte
+	// Refresh is when what this shows changes by itself, without a new revision, because a hold or backoff ends. 0: it does not.
+	Refresh time.Duration
 }
 
 // MachineTags are the built-in tags of a machine; those that are nil are not set.
@@ -219,15 +221,37 @@ func (c *Connection) MachineSnapshots(ctx context.Context, ids []uuid.UUID) ([]M
 			return err
 		}
 		list = b.list
+		for i := range list {
+			list[i].Refresh = list[i].refresh(b.read)
+		}
 		return nil
 	})
 	return list, wrap("read machines", err)
+}
+
+// refresh is from a moment, by the database's clock, until the first hold or backoff ends.
+func (m *MachineSnapshot) refresh(at time.Time) (first time.Duration) {
+	ends := func(until time.Time) {
+		if left := max(until.Sub(at), time.Millisecond); first == 0 || left < first {
+			first = left
+		}
+	}
+	for _, h := range m.Holds {
+		if h.Active && h.Until != nil {
+			ends(*h.Until)
+		}
+	}
+	for _, b := range m.Backoffs {
+		ends(b.Until)
+	}
+	return first
 }
 
 // snapshots gathers the rows of several statements by machine. The machines' own rows come first.
 type snapshots struct {
 	list []MachineSnapshot
 	of   map[uuid.UUID]int
+	read time.Time // by the database's clock
 }
 
 func (b *snapshots) at(id uuid.UUID) *MachineSnapshot { return &b.list[b.of[id]] }
@@ -286,7 +310,7 @@ func (b *snapshots) machine(row pgx.Rows) error {
 	var started *time.Time
 	var publicKey []byte
 	err := row.Scan(&s.MachineID, &s.Rev, &s.Pool, &s.Name, &s.Provider, &s.ProviderID, &s.Address, &s.Facts, &s.HostKey, &started, &publicKey,
-		&s.Tags.AgentHeartbeat, &s.Tags.HardwareReport)
+		&s.Tags.AgentHeartbeat, &s.Tags.HardwareReport, &b.read)
 	if started != nil {
 		s.Tags.AgentStarted = &AgentStartedTag{At: *started, PublicKey: publicKey}
 	}

@@ -33,21 +33,16 @@ func newMaintenance(c *Connection) *maintenance {
 }
 
 const (
-	sweepEvery   = 10 * time.Second
-	promoteEvery = time.Second
-	sweepPage    = 200
+	sweepEvery = 10 * time.Second
+	sweepPage  = 200
 )
 
 func (m *maintenance) chores() []func(context.Context) {
-	return []func(context.Context){
+	return append(newTender(m).loops(),
 		m.every("reap", m.conn.lease.poll(), m.reap),
 		m.every("sweep", min(sweepEvery, m.conn.lease.length), m.sweep),
-		m.every("promote", promoteEvery, m.promote),
-		m.every("fill processes", promoteEvery, m.conn.fillProcesses),
-		m.every("arrange limits", promoteEvery, m.conn.arrangeLimits),
-		m.every("spread", spreadEvery, (&spreader{conn: m.conn, from: firstMachineText}).turn),
 		m.every("retain", retainEvery, m.conn.retain),
-	}
+	)
 }
 
 // every does a chore at an interval, drawn up to twice as long so that programs that started together drift apart. Errors are logged;
@@ -55,13 +50,17 @@ func (m *maintenance) chores() []func(context.Context) {
 func (m *maintenance) every(name string, interval time.Duration, do func(ctx context.Context) error) func(context.Context) {
 	return func(ctx context.Context) {
 		for sleep(ctx, interval/2+rand.N(interval)) {
-			turn, cancel := context.WithTimeout(ctx, max(m.conn.lease.idle(), 5*time.Second))
-			err := do(turn)
-			cancel()
-			if err != nil && ctx.Err() == nil {
-				m.conn.log.WarnContext(ctx, "chore failed; it is tried again", "chore", name, "error", err)
-			}
+			m.turn(ctx, name, do)
 		}
+	}
+}
+
+// turn does a chore once.
+func (m *maintenance) turn(ctx context.Context, name string, do func(ctx context.Context) error) {
+	turn, cancel := context.WithTimeout(ctx, max(m.conn.lease.idle(), 5*time.Second))
+	defer cancel()
+	if err := do(turn); err != nil && ctx.Err() == nil {
+		m.conn.log.WarnContext(ctx, "chore failed; it is tried again", "chore", name, "error", err)
 	}
 }
 

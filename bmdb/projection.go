@@ -35,7 +35,6 @@ type Pending struct {
 var ErrNoSuchCluster = errors.New("cluster is not registered")
 
 const (
-	spreadEvery     = 250 * time.Millisecond
 	spreadPage      = 500
 	claimsSpreadAt  = time.Second // how often changes of a claim that goes on are shown
 	projectionsPage = 1000

@@ -69,7 +69,7 @@ JOIN claim_views v ON v.pool = c.pool AND v.claim_key = c.claim_key AND v.cluste
 LEFT JOIN sessions s ON s.session_id = c.owner_session
 WHERE c.state = 'Running' AND NOT ((c.pool || '/' || c.claim_key) = ANY($3))
   AND (c.owner_session IS NULL OR c.owner_session = $1 OR s.session_id IS NULL OR s.session_ended_at IS NOT NULL)
-ORDER BY md5($1::text || c.claim_key), c.pool, c.claim_key LIMIT $4`
+ORDER BY md5($5 || c.claim_key), c.pool, c.claim_key LIMIT $4`
 
 	claimColumns = `
 c.pool, c.claim_key, c.owner_epoch, c.process, c.mode, c.selection, c.parameters, c.completions, c.parallelism, c.timeout_seconds,
@@ -125,7 +125,7 @@ WHERE c.pool = $1 AND c.claim_key = $2 AND c.owner_session = $3 AND c.owner_epoc
 
 	// sqlCountSkipped counts the machines that were marked as skipped, and ends the claim that is complete by that.
 	sqlCountSkipped = `
-UPDATE claims SET skipped = skipped + $5, rev = rev + 1,
+UPDATE claims SET skipped = skipped + $5, failed = failed - $6, rev = rev + 1,
     state = CASE WHEN succeeded + skipped + $5 >= completions AND active = 0 THEN 'Complete' ELSE state END,
     reason = CASE WHEN succeeded + skipped + $5 >= completions AND active = 0 THEN 'Complete' ELSE reason END,
     message = CASE WHEN succeeded + skipped + $5 >= completions AND active = 0 THEN '' ELSE message END,
@@ -157,15 +157,19 @@ t AS (SELECT unnest($4::text[]) AS label, unnest($5::text[]) AS op, unnest($6::t
 )
 
 // Candidates, in four shapes. Which of them is taken is decided by counts, not by the planner: where one table is large and the other
-// narrow, it may choose to read the large one.
+// narrow, it may choose to read the large one. Each bounded side is read in the order of its index, for the same reason: where the planner
+// believes that nearly every row matches, it would look for the first ones in the whole table.
 var (
 	// sqlCandidatesByName: the selection has names.
 	sqlCandidatesByName = `
 WITH ` + terms + `
 SELECT x.machine_id, x.provider FROM (
-    SELECT w.machine_id, w.provider FROM machine_identities i JOIN work w ON w.machine_id = i.machine_id AND w.process = $2
-    WHERE i.pool = $1 AND i.name = ANY($8) AND w.pool = $1 AND ` + due + ` AND ($7 = '' OR w.provider = $7)
-      AND NOT ` + fmt.Sprintf(atLimit, "('provider/' || w.pool || '/' || w.provider)") + `) x
+    SELECT w.machine_id, w.provider FROM machine_identities i
+    CROSS JOIN LATERAL (
+        SELECT w.machine_id, w.provider FROM work w
+        WHERE w.machine_id = i.machine_id AND w.process = $2 AND w.pool = $1 AND ` + due + ` AND ($7 = '' OR w.provider = $7) OFFSET 0) w
+    WHERE i.pool = $1 AND i.name = ANY($8)
+      AND NOT ` + fmt.Sprintf(atLimit, "('provider/' || $1::text || '/' || w.provider)") + `) x
 WHERE ` + selectedByLabels + ` AND ` + openForClaim + ` ORDER BY x.machine_id`
 
 	// sqlReadyProviders steps through the providers that have ready machines, without reading these, and says which are at their limit.
@@ -179,17 +183,20 @@ SELECT r.provider FROM r WHERE r.provider IS NOT NULL AND ($3 = '' OR r.provider
 
 	// sqlCountReady counts the ready machines of a provider up to a bound.
 	sqlCountReady = `
-SELECT count(*) FROM (SELECT 1 FROM work w WHERE w.process = $2 AND w.pool = $1 AND w.state = 2 AND w.provider = $3 LIMIT $4) n`
+SELECT count(*) FROM (SELECT 1 FROM work w WHERE w.process = $2 AND w.pool = $1 AND w.state = 2 AND w.provider = $3
+    ORDER BY w.machine_id LIMIT $4) n`
 
 	// sqlCountLabel counts the machines that have a label with a value, up to a bound.
 	sqlCountLabel = `
-SELECT count(*) FROM (SELECT 1 FROM machine_labels l WHERE l.pool = $1 AND l.key = $2 AND l.value = $3 LIMIT $4) n`
+SELECT count(*) FROM (SELECT 1 FROM machine_labels l WHERE l.pool = $1 AND l.key = $2 AND l.value = $3
+    ORDER BY l.machine_id LIMIT $4) n`
 
 	// sqlCandidatesReady: few machines of the provider are ready.
 	sqlCandidatesReady = `
 WITH ` + terms + `
 SELECT x.machine_id, x.provider FROM (
-    SELECT w.machine_id, w.provider FROM work w WHERE w.process = $2 AND w.pool = $1 AND w.state = 2 AND w.provider = $7) x
+    SELECT w.machine_id, w.provider FROM work w WHERE w.process = $2 AND w.pool = $1 AND w.state = 2 AND w.provider = $7
+    ORDER BY w.machine_id LIMIT $8) x
 WHERE ` + selectedByLabels + ` AND ` + openForClaim + ` ORDER BY x.machine_id`
 
 	// sqlCandidatesByLabel: many are ready, and few have the value of a label that the selector asks for. OFFSET 0 keeps the planner from
@@ -198,7 +205,7 @@ WHERE ` + selectedByLabels + ` AND ` + openForClaim + ` ORDER BY x.machine_id`
 WITH ` + terms + `
 SELECT x.machine_id, x.provider FROM (
     SELECT w.machine_id, w.provider
-    FROM (SELECT l.machine_id FROM machine_labels l WHERE l.pool = $1 AND l.key = $8 AND l.value = $9) n
+    FROM (SELECT l.machine_id FROM machine_labels l WHERE l.pool = $1 AND l.key = $8 AND l.value = $9 ORDER BY l.machine_id LIMIT $10) n
     CROSS JOIN LATERAL (
         SELECT w.machine_id, w.provider FROM work w
         WHERE w.machine_id = n.machine_id AND w.process = $2 AND w.pool = $1 AND w.provider = $7 AND ` + due + ` OFFSET 0) w) x
@@ -297,15 +304,20 @@ LEFT JOIN machine_identities i ON i.pool = $1 AND i.name = n.name
 LEFT JOIN machine_state m ON m.machine_id = i.machine_id
 WHERE m.machine_id IS NULL OR m.facts && ARRAY['ViewLost'] ORDER BY n.name`
 
-	// sqlSkip marks machines that do not need the process as done for the claim, unless something was done to them for it.
+	// sqlSkip marks machines that do not need the process as done for the claim, unless they are, or are worked on for it. Who is done is not
+	// quarantined any more.
 	sqlSkip = `
 INSERT INTO claim_machines (pool, claim_key, machine_id, skipped, changed_at)
-SELECT $1, $2, x.machine_id, true, clock_timestamp() FROM (SELECT unnest($3::uuid[]) AS machine_id) x
+SELECT $1::text, $2::text, x.machine_id, true, clock_timestamp() FROM (SELECT unnest($3::uuid[]) AS machine_id) x
 WHERE NOT EXISTS (SELECT 1 FROM work w WHERE w.machine_id = x.machine_id AND w.pool = $1 AND w.claim_key = $2 AND w.work_id IS NOT NULL)
-ORDER BY x.machine_id LIMIT $4
-ON CONFLICT (pool, claim_key, machine_id) DO UPDATE SET skipped = true, changed_at = excluded.changed_at
-WHERE claim_machines.finished_work_id IS NULL AND claim_machines.quarantined_at IS NULL AND NOT claim_machines.skipped
+ORDER BY x.machine_id
+ON CONFLICT (pool, claim_key, machine_id) DO UPDATE SET skipped = true, quarantined_work_id = NULL, quarantined_at = NULL, changed_at = excluded.changed_at
+WHERE claim_machines.finished_work_id IS NULL AND NOT claim_machines.skipped
 RETURNING machine_id`
+
+	// sqlQuarantinedOf counts those of the machines that are quarantined for a claim.
+	sqlQuarantinedOf = `
+SELECT count(*) FROM claim_machines WHERE pool = $1 AND claim_key = $2 AND machine_id = ANY($3) AND quarantined_at IS NOT NULL`
 
 	// sqlObstacle says of a machine who holds it, who works on it in the slot of the process, and what it is backed off for.
 	sqlObstacle = `

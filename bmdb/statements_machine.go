@@ -55,7 +55,7 @@ ON CONFLICT (machine_id) DO UPDATE SET name = excluded.name, address = excluded.
 
 	sqlDeleteLabels = "DELETE FROM machine_labels WHERE machine_id = $1 AND NOT (key = ANY($2))"
 	sqlSetLabels    = `
-INSERT INTO machine_labels (machine_id, key, value, pool) SELECT $1, x.key, x.value, $4
+INSERT INTO machine_labels (machine_id, key, value, pool) SELECT $1::uuid, x.key, x.value, $4::text
 FROM (SELECT unnest($2::text[]) AS key, unnest($3::text[]) AS value) x ORDER BY x.key
 ON CONFLICT (machine_id, key) DO UPDATE SET value = excluded.value WHERE machine_labels.value <> excluded.value`
 
@@ -98,7 +98,7 @@ WHERE m.machine_id = $1`
 	sqlSnapshotMachines = `
 SELECT m.machine_id, m.rev, m.pool, COALESCE(i.name, ''), COALESCE(p.provider, ''), COALESCE(p.provider_id, ''), COALESCE(i.address, ''),
     m.facts || CASE WHEN m.unresponsive_at <= clock_timestamp() THEN ARRAY['AgentUnresponsive'] ELSE ARRAY[]::text[] END,
-    i.host_key, st.agent_started_at, st.agent_public_key, hb.agent_heartbeat_at, hw.hardware_report_raw
+    i.host_key, st.agent_started_at, st.agent_public_key, hb.agent_heartbeat_at, hw.hardware_report_raw, clock_timestamp()
 FROM machine_state m
 LEFT JOIN machine_identities i ON i.machine_id = m.machine_id
 LEFT JOIN machine_provided p ON p.machine_id = m.machine_id
@@ -152,7 +152,7 @@ WHERE NOT EXISTS (SELECT 1 FROM machine_state m WHERE m.machine_id = x.machine_i
 
 	sqlPlaceHold = `
 INSERT INTO machine_holds (machine_id, hold_name, pool, reason, owner, held_until, held_at)
-SELECT x.machine_id, $2, $3, $4, $5, $6, clock_timestamp() FROM (SELECT unnest($1::uuid[]) AS machine_id) x ORDER BY x.machine_id
+SELECT x.machine_id, $2::text, $3::text, $4::text, $5::text, $6::timestamptz, clock_timestamp() FROM (SELECT unnest($1::uuid[]) AS machine_id) x ORDER BY x.machine_id
 ON CONFLICT (machine_id, hold_name) DO UPDATE SET reason = excluded.reason, owner = excluded.owner, held_until = excluded.held_until`
 
 	// sqlHoldDiffers are those of the machines that the hold is not on, or not so.

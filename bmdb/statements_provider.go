@@ -52,22 +52,24 @@ WHERE w.pool = $1 AND w.provider = $2 AND w.work_id IS NOT NULL AND NOT EXISTS (
 ORDER BY w.work_id`
 
 	sqlAdoptWorks = `
-INSERT INTO limit_slots (limit_id, n, open, work_id) SELECT $1, x.n, false, x.work_id
+INSERT INTO limit_slots (limit_id, n, open, work_id) SELECT $1::text, x.n, false, x.work_id
 FROM (SELECT unnest($2::bigint[]) AS n, unnest($3::uuid[]) AS work_id) x ORDER BY x.n`
 
 	sqlMakeSlots = `
-INSERT INTO limit_slots (limit_id, n, open) SELECT $1, g.n, false FROM generate_series(0, $2::bigint - 1) AS g (n) ORDER BY g.n
+INSERT INTO limit_slots (limit_id, n, open) SELECT $1::text, g.n, false FROM generate_series(0, $2::bigint - 1) AS g (n) ORDER BY g.n
 ON CONFLICT (limit_id, n) DO NOTHING`
 
 	sqlLockSlots = "SELECT n, work_id IS NOT NULL FROM limit_slots WHERE limit_id = $1 ORDER BY n FOR UPDATE"
 	sqlOpenSlots = "UPDATE limit_slots SET open = (n = ANY($2)) WHERE limit_id = $1 AND open <> (n = ANY($2))"
 
+	limitDue = `(l.settles_at <= clock_timestamp()
+    OR l.settles_at IS NULL AND l.maximum <> (SELECT count(*) FROM limit_slots s WHERE s.limit_id = l.limit_id AND s.open)
+   AND l.maximum > (SELECT count(*) FROM limit_slots s WHERE s.limit_id = l.limit_id AND s.work_id IS NOT NULL))`
+
 	// sqlLimitsToArrange are limits that may settle, and those of which not as many slots are open as there should be: they were
 	// lowered, and works have ended since.
 	sqlLimitsToArrange = `
-SELECT l.limit_id FROM limits l
-WHERE l.settles_at <= clock_timestamp()
-   OR l.settles_at IS NULL AND l.maximum <> (SELECT count(*) FROM limit_slots s WHERE s.limit_id = l.limit_id AND s.open)
+SELECT l.limit_id FROM limits l WHERE ` + limitDue + `
 ORDER BY l.limit_id LIMIT 100`
 )
 
@@ -142,7 +144,7 @@ l AS (
     WHERE p.cluster = $1 AND p.done_rev < x.rev ORDER BY p.kind, p.pool, p.id FOR UPDATE OF p)
 UPDATE projection p SET done_rev = l.rev FROM l WHERE p.cluster = $1 AND p.kind = l.kind AND p.pool = l.pool AND p.id = l.id AND p.done_rev < l.rev`
 
-	sqlDirtyMachines  = "SELECT '', machine_id::text, rev FROM machine_state WHERE rev <> spread_rev AND machine_id > $1::text::uuid ORDER BY machine_id LIMIT $2"
+	sqlDirtyMachines  = "SELECT '', m.machine_id::text, m.rev FROM machine_state m WHERE m.rev <> m.spread_rev AND m.machine_id > $1::text::uuid ORDER BY m.machine_id LIMIT $2"
 	sqlDirtyClaims    = "SELECT pool, claim_key, rev FROM claims WHERE rev <> spread_rev AND ($1 OR state IN ('Complete', 'Failed')) ORDER BY pool, claim_key LIMIT $2"
 	sqlDirtyProviders = "SELECT pool, provider, rev FROM providers WHERE rev <> spread_rev AND pool <> '' ORDER BY pool, provider LIMIT $1"
 
@@ -173,6 +175,17 @@ UPDATE claims c SET spread_rev = l.rev FROM l WHERE c.pool = l.pool AND c.claim_
 l AS (SELECT p.pool, p.provider, x.rev FROM providers p JOIN x ON x.pool = p.pool AND x.id = p.provider WHERE p.spread_rev < x.rev ORDER BY p.pool, p.provider FOR UPDATE OF p SKIP LOCKED)
 UPDATE providers p SET spread_rev = l.rev FROM l WHERE p.pool = l.pool AND p.provider = l.provider`
 )
+
+// sqlAnythingDue asks for all chores at once whether there is something to do: timers, processes to fill in, limits to arrange, revisions to
+// spread. Each look is in the order of a partial index and ends at its first row: asked whether a row exists where nearly all seem to match,
+// the planner would look for it in the table. A process or limit that is not due yet is few rows.
+const sqlAnythingDue = `
+SELECT (SELECT w.not_before FROM work w WHERE w.state = 1 AND w.not_before <= clock_timestamp() ORDER BY w.not_before LIMIT 1) IS NOT NULL,
+    (SELECT count(*) FROM processes p WHERE p.fill_pass > 0 AND (p.fill_not_before IS NULL OR p.fill_not_before <= clock_timestamp())) > 0,
+    (SELECT count(*) FROM limits l WHERE ` + limitDue + `) > 0,
+    (SELECT m.machine_id FROM machine_state m WHERE m.rev <> m.spread_rev ORDER BY m.machine_id LIMIT 1) IS NOT NULL
+ OR (SELECT c.pool FROM claims c WHERE c.rev <> c.spread_rev ORDER BY c.pool, c.claim_key LIMIT 1) IS NOT NULL
+ OR (SELECT count(*) FROM providers p WHERE p.rev <> p.spread_rev AND p.pool <> '') > 0`
 
 // Retention, in pages. $1 is the age in milliseconds.
 const (

@@ -49,6 +49,7 @@ demo: ## See a WorkClaim worked on: six SSH machines, two operators, a real cont
 test: ## Run all tests, with all that they need
 	@hack/prerequisites.sh test
 	@$(MAKE) controlplane
+	@echo "testing (the first time everything is compiled with the race detector, some 10 minutes until the first result)"
 	@go run ./hack/testenv go test -race -timeout $(TEST_TIMEOUT) -p $(TEST_PARALLEL) $(TESTFLAGS) $(PACKAGES)
 	@$(foreach module,$(if $(filter ./...,$(PACKAGES)),$(MODULES)),echo "module $(module)"; go -C $(module) test -timeout $(TEST_TIMEOUT) ./...;)
 
@@ -56,6 +57,7 @@ test: ## Run all tests, with all that they need
 
 .PHONY: build
 build: ## Build the operator, and the agent for each architecture, into bin/
+	@echo "building bmdb-operator and bmdb-agent (first time about 4 minutes)"
 	@CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o $(BIN)/bmdb-operator ./cmd/bmdb-operator
 	@for arch in amd64 arm64; do \
 	  CGO_ENABLED=0 GOOS=linux GOARCH=$$arch go build -ldflags '$(LDFLAGS)' -o $(BIN)/bmdb-agent-linux-$$arch ./cmd/bmdb-agent; \

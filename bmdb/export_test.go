@@ -5,6 +5,7 @@ package bmdb
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -45,11 +46,13 @@ func NewChores(c *Connection) *Chores { return &Chores{newMaintenance(c)} }
 // Reap looks at the leases once, and ends what it has watched for long enough.
 func (c *Chores) Reap(ctx context.Context) error { return c.m.reap(ctx) }
 
-// Watch makes all the leases of the last look count as watched for long enough.
-func (c *Chores) Watch() {
+// Watch makes leases of the last look count as watched for long enough; all of them, if none is named.
+func (c *Chores) Watch(sessions ...uuid.UUID) {
 	for id, s := range c.m.seen {
-		s.watched = c.m.conn.lease.watch()
-		c.m.seen[id] = s
+		if len(sessions) == 0 || slices.Contains(sessions, id) {
+			s.watched = c.m.conn.lease.watch()
+			c.m.seen[id] = s
+		}
 	}
 }
 

@@ -94,7 +94,7 @@ func moves() []move {
 			if err := me.chores.Reap(ctx); err != nil {
 				return err
 			}
-			me.chores.Watch()
+			me.chores.Watch(me.other.session.UUID) // other scenes are no concern of this one
 			return me.chores.Reap(ctx)
 		}},
 		{name: "close", holds: true, play: func(ctx context.Context, _ *scene, me *side) error { return me.session.Close(ctx) }},

@@ -4,30 +4,47 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/user"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
 )
 
+// What can be accepted.
+const (
+	acceptHostKey = "host-key"
+	acceptOwner   = "owner"
+)
+
 func newAccept(c *Config) *cobra.Command {
 	var namespace, actor string
+	acceptable := []string{acceptHostKey, acceptOwner}
 	cmd := &cobra.Command{
 		Use:   "accept MACHINE host-key|owner",
 		Short: "Accept what a machine shows and the operator refuses; audited",
 		Long: "accept says that a person has looked and found it right: with host-key, that a machine shows another host key than the pinned\n" +
 			"one; with owner, that the host is this machine although its owner file names another machine or database. The next work on\n" +
 			"the machine takes it as it finds it.",
-		Args: cobra.ExactArgs(2), ValidArgs: []string{"host-key", "owner"},
+		Args: cobra.ExactArgs(2), ValidArgs: acceptable,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := c.requireDatabase(); err != nil {
 				return err
 			}
+			machine, what := args[0], args[1]
+			if !slices.Contains(acceptable, what) {
+				return fmt.Errorf("cannot accept %q: use %s", what, strings.Join(acceptable, " or "))
+			}
 			if actor == "" {
-				return fmt.Errorf("--actor is required: whose decision is it?")
+				actor = currentUser()
+			}
+			if actor == "" {
+				return errors.New("--actor is required: whose decision is it?")
 			}
 			log, err := c.logger(os.Stderr)
 			if err != nil {
@@ -39,16 +56,11 @@ func newAccept(c *Config) *cobra.Command {
 				return err
 			}
 			defer conn.Close()
-			machine, what := args[0], args[1]
-			switch what {
-			case "host-key":
-				err = conn.AcceptHostKey(cmd.Context(), namespace, machine, actor)
-			case "owner":
-				err = conn.AcceptOwner(cmd.Context(), namespace, machine, actor)
-			default:
-				return fmt.Errorf("cannot accept %q: use host-key or owner", what)
+			accept := conn.AcceptHostKey
+			if what == acceptOwner {
+				accept = conn.AcceptOwner
 			}
-			if err != nil {
+			if err := accept(cmd.Context(), namespace, machine, actor); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "accepted the %s of machine %s/%s for %s\n", what, namespace, machine, actor)
@@ -56,7 +68,7 @@ func newAccept(c *Config) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace of the machine, which is its pool")
-	cmd.Flags().StringVar(&actor, "actor", currentUser(), "who accepts; kept in the audit log. Default: this user")
+	cmd.Flags().StringVar(&actor, "actor", "", "who accepts; kept in the audit log. Default: this user")
 	return cmd
 }
 

@@ -1,0 +1,214 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package watch_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr/testr"
+	"github.com/google/uuid"
+	"go.uber.org/goleak"
+
+	"github.com/bmdb-dev/bmdb-operator/bmdb"
+	"github.com/bmdb-dev/bmdb-operator/bmdb/bmdbtest"
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv/devtest"
+	"github.com/bmdb-dev/bmdb-operator/internal/watch"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(runner{devtest.Main(m)}) }
+
+type runner struct{ tests devtest.Runner }
+
+func (r runner) Run() int { return r.tests.Run() }
+
+const (
+	cluster  = "cluster-a"
+	patience = 30 * time.Second
+)
+
+// sink shows nothing by itself.
+type sink struct {
+	changes chan bmdb.Pending
+	nobody  bool
+	err     error
+}
+
+func (s *sink) Changed(_ context.Context, p bmdb.Pending) (bool, error) {
+	s.changes <- p
+	return !s.nobody, s.err
+}
+
+// lab is a database with a session that spreads changes, and a watcher.
+type lab struct {
+	t       *testing.T
+	conn    *bmdb.Connection
+	sink    *sink
+	watcher *watch.Watcher
+}
+
+func newLab(t *testing.T, s *sink, source func(*bmdb.Connection) watch.Source) *lab {
+	t.Helper()
+	conn := bmdbtest.New(t, func(c *bmdb.Config) { c.Cluster = cluster })
+	if err := conn.RegisterCluster(t.Context(), cluster); err != nil {
+		t.Fatal(err)
+	}
+	session, err := conn.StartSession(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.changes = make(chan bmdb.Pending, 100)
+	l := &lab{t: t, conn: conn, sink: s, watcher: watch.New(source(conn), cluster, s, testr.New(t))}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- l.watcher.Start(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("watcher ended with %v", err)
+		}
+		if err := session.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+func plain(c *bmdb.Connection) watch.Source { return c }
+
+func (l *lab) register(name string, labels map[string]string) bmdb.Registration {
+	l.t.Helper()
+	r, err := l.conn.RegisterMachine(l.t.Context(), bmdb.View{Cluster: cluster, UID: name, Name: name},
+		bmdb.MachineSpec{Pool: "metal", Name: name, Provider: "lab", ProviderID: name, Labels: labels})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return r
+}
+
+// change waits until the sink is told of a machine.
+func (l *lab) change(machine uuid.UUID) bmdb.Pending {
+	l.t.Helper()
+	deadline := time.After(patience)
+	for {
+		select {
+		case p := <-l.sink.changes:
+			if p.Kind == bmdb.KindMachine && p.ID == machine.String() {
+				return p
+			}
+		case <-deadline:
+			l.t.Fatal("no change was told")
+		}
+	}
+}
+
+// acknowledged waits until nothing is pending.
+func (l *lab) acknowledged() {
+	l.t.Helper()
+	deadline, tick := time.After(patience), time.NewTicker(20*time.Millisecond)
+	defer tick.Stop()
+	for {
+		pending, err := l.conn.PendingProjections(l.t.Context(), cluster, 10)
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		left := 0
+		for _, p := range pending {
+			if p.Kind == bmdb.KindMachine {
+				left++
+			}
+		}
+		if left == 0 {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			l.t.Fatalf("still pending: %+v", pending)
+		}
+	}
+}
+
+// TestChangesAreToldAndAcknowledged: once each, and only what was shown is acknowledged.
+func TestChangesAreToldAndAcknowledged(t *testing.T) {
+	l := newLab(t, &sink{}, plain)
+	r := l.register("m", nil)
+	p := l.change(r.MachineID)
+	if p.Rev != r.Rev || p.Pool != "metal" {
+		t.Errorf("told of %+v, want revision %d", p, r.Rev)
+	}
+	l.watcher.Shown(p)
+	l.acknowledged()
+	again := l.register("m", map[string]string{"rack": "r7"})
+	if p := l.change(r.MachineID); p.Rev != again.Rev {
+		t.Errorf("told of revision %d, want %d", p.Rev, again.Rev)
+	} else {
+		// An older revision was shown: that does not settle it.
+		l.watcher.Shown(bmdb.Pending{Kind: p.Kind, Pool: p.Pool, ID: p.ID, Rev: r.Rev})
+	}
+	other := l.register("other", nil)
+	l.watcher.Shown(l.change(other.MachineID))
+	pending, err := l.conn.PendingProjections(t.Context(), cluster, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for _, p := range pending {
+		found = found || p.ID == r.MachineID.String() && p.Rev == again.Rev
+	}
+	if !found {
+		t.Errorf("what was not shown is not pending any more: %+v", pending)
+	}
+	l.watcher.Shown(bmdb.Pending{Kind: bmdb.KindMachine, Pool: "metal", ID: r.MachineID.String(), Rev: again.Rev})
+	l.acknowledged()
+}
+
+func TestWhatNobodyShowsIsAcknowledged(t *testing.T) {
+	l := newLab(t, &sink{nobody: true}, plain)
+	l.change(l.register("m", nil).MachineID)
+	l.acknowledged()
+}
+
+// flaky fails each call once.
+type flaky struct {
+	watch.Source
+	mu            sync.Mutex
+	read, settled bool
+}
+
+var errDown = errors.New("no connection")
+
+func (f *flaky) once(done *bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if *done {
+		return nil
+	}
+	*done = true
+	return errDown
+}
+
+func (f *flaky) PendingProjections(ctx context.Context, cluster string, limit int) ([]bmdb.Pending, error) {
+	if err := f.once(&f.read); err != nil {
+		return nil, err
+	}
+	return f.Source.PendingProjections(ctx, cluster, limit)
+}
+
+func (f *flaky) AckProjections(ctx context.Context, cluster string, shown []bmdb.Pending) error {
+	if err := f.once(&f.settled); err != nil {
+		return err
+	}
+	return f.Source.AckProjections(ctx, cluster, shown)
+}
+
+// TestOutagesAreSurvived: nothing is lost when the database does not answer.
+func TestOutagesAreSurvived(t *testing.T) {
+	l := newLab(t, &sink{}, func(c *bmdb.Connection) watch.Source { return &flaky{Source: c} })
+	l.watcher.Shown(l.change(l.register("m", nil).MachineID))
+	l.acknowledged()
+}

@@ -59,12 +59,6 @@ func (s *Session) claimRound(ctx context.Context, claim *OwnedClaim, free int) (
 	if len(works) == 0 && everywhere {
 		return nil, ErrNothingToDo
 	}
-	if len(works) > 0 && r.reason != OutlookWorking {
-		// Shown with the works. If that fails, a review says it.
-		if err := s.writeOutlook(ctx, claim, r.selects, Outlook{Reason: OutlookWorking}); err != nil {
-			s.conn.log.WarnContext(ctx, "writing outlook of claim failed", "pool", r.spec.Pool, "claim", r.spec.Key, "error", err)
-		}
-	}
 	return works, nil
 }
 

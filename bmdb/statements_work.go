@@ -174,7 +174,7 @@ SELECT machine_id, work_id, fence, attempt, backoff_seconds, checkpoint FROM c`
 	// countInClaim adds the winners to the claim.
 	countInClaim = `,
 n AS (
-    UPDATE claims SET active = claims.active + (SELECT count(*) FROM c), rev = claims.rev + 1,
+    UPDATE claims SET active = claims.active + (SELECT count(*) FROM c), rev = claims.rev + 1, reason = 'Working', message = '',
         started_at = COALESCE(claims.started_at, clock_timestamp()),
         deadline_at = COALESCE(claims.deadline_at, clock_timestamp() + claims.active_deadline_seconds * interval '1 second')
     WHERE pool = $5 AND claim_key = $9 AND EXISTS (SELECT 1 FROM c))`

@@ -14,6 +14,7 @@ import (
 // Events of the audit log.
 const (
 	AuditTakenOver       = "TakenOver"       // a claim, from an owner whose session is over
+	AuditManages         = "Manages"         // a view, after another managed the machine or claim
 	AuditPlaced          = "Placed"          // a hold
 	AuditReleased        = "Released"        // a hold
 	AuditHostKeyPinned   = "HostKeyPinned"   // by a work

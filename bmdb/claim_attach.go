@@ -83,7 +83,7 @@ func (c *Connection) AttachClaim(ctx context.Context, v View, spec ClaimSpec, ru
 	if err != nil {
 		return fail(err)
 	}
-	a := claimAttach{view: v, spec: spec, hash: hash, runnable: runnable}
+	a := claimAttach{view: v, spec: spec, hash: hash, runnable: runnable, takeover: c.manages(v)}
 	// Mostly nothing differs, and then the claim's row, which starts and ends of work write, is left alone.
 	for _, lock := range []bool{false, true} {
 		err := c.transact(ctx, "attach claim", func(ctx context.Context, tx *Tx) error { return a.run(ctx, tx, lock) })
@@ -103,6 +103,7 @@ type claimAttach struct {
 	spec     ClaimSpec
 	hash     string
 	runnable bool
+	takeover AuditEvent // of the role of the manager
 
 	settled bool
 	result  Attachment
@@ -155,6 +156,11 @@ func (a *claimAttach) run(ctx context.Context, tx *Tx, lock bool) error {
 	a.settled = true
 	if viewDiffers {
 		tx.queue("SetClaimView", sqlSetClaimView, a.spec.Pool, a.spec.Key, a.view.Cluster, a.view.Name, a.view.UID, wanted.manages, wanted.suspended, wanted.runnable)
+	}
+	if isNew := r.rev == 1 && len(r.views) == 0; !isNew && wanted.manages && (mine == nil || !mine.manages) {
+		e := a.takeover
+		e.Pool, e.Kind, e.Name = a.spec.Pool, KindClaim, a.spec.Key
+		tx.audit(e)
 	}
 	if rowDiffers {
 		a.queueUpdate(tx, next, r)

@@ -230,6 +230,9 @@ func TestDetachedClaimGoesOnWhereItStood(t *testing.T) {
 	if a, err := conn.AttachClaim(t.Context(), bmdb.View{Cluster: "a", UID: "new", Name: "go-on"}, again, true); err != nil || a.State != bmdb.ClaimRunning || !a.Manages {
 		t.Fatalf("attached again: %+v, %v", a, err)
 	}
+	if events, err := conn.AuditOf(t.Context(), pool, bmdb.KindClaim, "go-on", 10); err != nil || len(events) != 1 || events[0].Event != bmdb.AuditManages {
+		t.Errorf("audit of the role that passed: %+v, %v", events, err)
+	}
 	owned, err := s.OwnClaims(t.Context(), 1)
 	if err != nil || len(owned) != 1 || owned[0].Succeeded != 1 {
 		t.Fatalf("owned again: %v, %v", owned, err)

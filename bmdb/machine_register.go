@@ -24,7 +24,7 @@ import (
 //
 // *ConflictError: it contradicts another machine; nothing was changed. *AtLimitError: the provider may have no further machine.
 func (c *Connection) RegisterMachine(ctx context.Context, v View, spec MachineSpec) (Registration, error) {
-	r := &registration{view: v, spec: spec, id: uuid.New()}
+	r := &registration{view: v, spec: spec, id: uuid.New(), takeover: c.manages(v)}
 	fail := func(err error) (Registration, error) {
 		return Registration{}, fmt.Errorf("register machine %s/%s: %w", spec.Pool, spec.Name, err)
 	}
@@ -53,11 +53,18 @@ func (c *Connection) RegisterMachine(ctx context.Context, v View, spec MachineSp
 	return r.result, nil
 }
 
+// manages is the event of a view that takes the role of the manager over.
+func (c *Connection) manages(v View) AuditEvent {
+	return AuditEvent{ID: uuid.New(), Event: AuditManages, Actor: c.config.RuntimeInfo, Cluster: v.Cluster, Cause: "nobody managed any more"}
+}
+
 // registration is one call of RegisterMachine.
 type registration struct {
 	view View
 	spec MachineSpec
 	id   uuid.UUID // for a machine that is new, the same in every attempt
+
+	takeover AuditEvent // of the role of the manager
 
 	seen    seenMachine
 	plan    registrationPlan
@@ -91,7 +98,7 @@ type occupant struct {
 
 // registrationPlan is what has to be written.
 type registrationPlan struct {
-	manages                     bool
+	manages, takes              bool
 	view, identity, labels      bool
 	gone, giveName, giveAddress []uuid.UUID
 }
@@ -166,6 +173,7 @@ func (r *registration) decide() error {
 	if err := r.displace(); err != nil {
 		return err
 	}
+	p.takes = p.manages && s.named && !r.viewless() && (mine == nil || !mine.manages)
 	p.view = !r.viewless() && (mine == nil || mine.View != r.view || mine.manages != p.manages)
 	p.identity = p.manages && (!s.named || s.name != r.spec.Name || s.address != r.spec.Address)
 	p.labels = p.manages && !maps.Equal(s.labels, r.spec.Labels)
@@ -294,6 +302,11 @@ func (r *registration) queueWrites(tx *Tx, id uuid.UUID) {
 		}
 		tx.queue("DeleteLabels", sqlDeleteLabels, id, keys)
 		tx.queue("SetLabels", sqlSetLabels, id, keys, values, r.spec.Pool)
+	}
+	if p.takes {
+		e := r.takeover
+		e.Pool, e.Kind, e.Name, e.Machine = r.spec.Pool, KindMachine, r.spec.Name, &id
+		tx.audit(e)
 	}
 	if p.view {
 		tx.queue("SetMachineView", sqlSetMachineView, id, r.view.Cluster, r.spec.Pool, r.view.Name, r.view.UID, p.manages)

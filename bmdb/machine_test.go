@@ -96,6 +96,9 @@ func TestRegisterIsIdempotentAndManagesOnce(t *testing.T) {
 	if r := mustRegister(t, conn, b, other); !r.Manages {
 		t.Errorf("after the manager was detached: %+v", r)
 	}
+	if events, err := conn.AuditOf(t.Context(), pool, bmdb.KindMachine, "m", 10); err != nil || len(events) != 1 || events[0].Event != bmdb.AuditManages || events[0].Cluster != "b" {
+		t.Errorf("audit of the role that passed: %+v, %v", events, err)
+	}
 	if got := snapshotOf(t, conn, first.MachineID); got.Address != other.Address || len(got.Labels) != 0 {
 		t.Errorf("the new manager's spec was not written: %+v", got)
 	}

@@ -107,3 +107,21 @@ func (c *Connection) ExecRecorded(ctx context.Context, sql string, args ...any) 
 
 // ErrRetry makes a transaction try again.
 var ErrRetry = errRetry
+
+// Question is a statement with arguments.
+type Question struct {
+	SQL  string
+	Args []any
+}
+
+// IdleQuestions are asked by every program all the time, and mostly find nothing.
+func IdleQuestions() map[string]Question {
+	return map[string]Question{
+		"machines to show":     {sqlDirtyMachines, []any{uuid.Nil.String(), 100}},
+		"timers that are due":  {sqlDueTimers, []any{100}},
+		"works nobody ends":    {sqlOrphans, []any{1000, 100}},
+		"works of a session":   {sqlSessionWorks, []any{uuid.Nil, 1000}},
+		"works to hand over":   {sqlWorksOfSession, []any{uuid.Nil, 100}},
+		"slots without a work": {sqlFreeLostSlots, nil},
+	}
+}

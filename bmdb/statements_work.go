@@ -115,7 +115,8 @@ LEFT JOIN processes p ON p.process = $2 AND p.pool IN ('', m.pool)`
 
 	// sqlStartBatch starts work on up to $7 of the candidates $3, all of one provider, in one statement. Order: session, claim, machines
 	// (SKIP LOCKED by fixed ids), slots, work rows by compare-and-set. The predicate is evaluated again, on the locked rows, so that a
-	// ready row that is out of date starts nothing. Machine i of the candidates would get the work ID $4[i].
+	// ready row that is out of date starts nothing. Nor does one on which somebody else worked since the statement's snapshot, which a
+	// wait for the claim makes old: its fence is another, and what the claim did there is not in the snapshot. Machine i of the candidates would get the work ID $4[i].
 	// %[1]s is the source of the room: a claim, or no claim.
 	sqlStartBatch = `
 WITH g AS (` + gate + `),
@@ -129,7 +130,7 @@ z AS (
       AND ` + notHeld + ` AND EXISTS (SELECT 1 FROM p WHERE ` + eligibleNow + `)
     ORDER BY m.machine_id FOR UPDATE OF m SKIP LOCKED),
 e AS (
-    SELECT z.machine_id, z.rev, x.work_id, row_number() OVER (ORDER BY z.machine_id) AS rn
+    SELECT z.machine_id, z.rev, x.work_id, w.fence AS seen, row_number() OVER (ORDER BY z.machine_id) AS rn
     FROM z JOIN x ON x.machine_id = z.machine_id JOIN work w ON w.machine_id = z.machine_id AND w.process = $2 CROSS JOIN p
     WHERE ` + due + `
       AND NOT EXISTS (SELECT 1 FROM work o WHERE o.machine_id = z.machine_id AND o.slot = p.slot AND o.work_id IS NOT NULL)
@@ -140,7 +141,7 @@ f AS (
         SELECT n FROM limit_slots WHERE limit_id = (SELECT limit_id FROM p) AND open AND work_id IS NULL AND EXISTS (SELECT 1 FROM e)
         ORDER BY n LIMIT $7 FOR UPDATE SKIP LOCKED) s),
 k AS (
-    SELECT e.machine_id, e.rev, e.work_id, f.n FROM e LEFT JOIN f ON f.rn = e.rn
+    SELECT e.machine_id, e.rev, e.work_id, e.seen, f.n FROM e LEFT JOIN f ON f.rn = e.rn
     WHERE e.rn <= $7 AND e.rn <= (SELECT max(room) FROM cl)
       AND (f.n IS NOT NULL OR NOT EXISTS (SELECT 1 FROM limits l WHERE l.limit_id = (SELECT limit_id FROM p)))),
 c AS (
@@ -148,7 +149,7 @@ c AS (
         attempt = w.backoff_attempts + 1, started_at = clock_timestamp(), step = '', percent = 0,
         deadline = CASE WHEN $8::bigint > 0 THEN clock_timestamp() + $8::bigint * interval '1 millisecond' END
     FROM k CROSS JOIN p
-    WHERE w.machine_id = k.machine_id AND w.process = $2 AND w.work_id IS NULL AND ` + due + `
+    WHERE w.machine_id = k.machine_id AND w.process = $2 AND w.work_id IS NULL AND w.fence = k.seen AND ` + due + `
     RETURNING w.machine_id, w.process, w.work_id, w.fence, w.attempt, w.backoff_seconds, w.checkpoint, k.n),
 r AS (UPDATE machine_state m SET rev = m.rev + 1 FROM c WHERE m.machine_id = c.machine_id),
 u AS (UPDATE limit_slots s SET work_id = c.work_id FROM c WHERE s.limit_id = (SELECT limit_id FROM p) AND s.n = c.n),

@@ -73,10 +73,10 @@ func TestShapesFindTheSame(t *testing.T) {
 	spec.Selector, spec.Parallelism = &bmdb.Selector{}, 5
 	attachOnly(t, l.conn, spec)
 	for i, id := range ids {
-		switch {
-		case i%10 == 7:
+		switch i % 10 {
+		case 7:
 			l.exec("INSERT INTO claim_machines (pool, claim_key, machine_id, skipped, changed_at) VALUES ('metal', 'c', $1, true, now())", id)
-		case i%10 == 8:
+		case 8:
 			w := l.work(s, "AgentStart", id)
 			defer w.Cancel(t.Context())
 		}

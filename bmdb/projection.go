@@ -73,36 +73,20 @@ type pendingCursors struct {
 // PendingProjections reads at most limit of what a cluster has still to show. What is not acknowledged is returned again, after all else had its
 // turn. ErrNoSuchCluster: register it, and list everything. It needs no session.
 func (c *Connection) PendingProjections(ctx context.Context, cluster string, limit int) ([]Pending, error) {
-	fail := func(err error) ([]Pending, error) {
+	if err := c.heardOf(ctx, cluster); err != nil {
 		return nil, fmt.Errorf("read what cluster %s has to show: %w", cluster, err)
-	}
-	known, silent := false, false
-	err := c.read(ctx, "SeenCluster", sqlSeenCluster, []any{cluster}, func() { known = false }, func(row pgx.Rows) error {
-		known = true
-		return row.Scan(&silent)
-	})
-	if err == nil && !known {
-		err = ErrNoSuchCluster
-	}
-	if err == nil && silent {
-		err = c.RegisterCluster(ctx, cluster)
-	}
-	if err != nil {
-		return fail(err)
 	}
 	c.pending.mu.Lock()
 	defer c.pending.mu.Unlock()
 	from := c.pending.after[cluster]
 	list, err := c.readPending(ctx, sqlPending, cluster, from, limit)
-	if err != nil {
-		return fail(err)
-	}
-	if len(list) < limit && from != (Pending{}) {
-		rest, err := c.readPending(ctx, sqlPendingUpTo, cluster, from, limit-len(list))
-		if err != nil {
-			return fail(err)
-		}
+	if err == nil && len(list) < limit && from != (Pending{}) {
+		var rest []Pending
+		rest, err = c.readPending(ctx, sqlPendingUpTo, cluster, from, limit-len(list))
 		list = append(list, rest...)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read what cluster %s has to show: %w", cluster, err)
 	}
 	if c.pending.after == nil {
 		c.pending.after = map[string]Pending{}
@@ -112,6 +96,24 @@ func (c *Connection) PendingProjections(ctx context.Context, cluster string, lim
 		c.pending.after[cluster] = list[limit-1]
 	}
 	return list, nil
+}
+
+// heardOf notes, about once a minute, that a cluster is there.
+func (c *Connection) heardOf(ctx context.Context, cluster string) error {
+	known, silent := false, false
+	err := c.read(ctx, "SeenCluster", sqlSeenCluster, []any{cluster}, func() { known = false }, func(row pgx.Rows) error {
+		known = true
+		return row.Scan(&silent)
+	})
+	switch {
+	case err != nil:
+		return err
+	case !known:
+		return ErrNoSuchCluster
+	case silent:
+		return c.RegisterCluster(ctx, cluster)
+	}
+	return nil
 }
 
 func (c *Connection) readPending(ctx context.Context, sql, cluster string, from Pending, limit int) (list []Pending, err error) {

@@ -60,16 +60,20 @@ func belongs(domain, to string) bool { return domain == to || strings.HasSuffix(
 
 // find reads the row that the status names, which saves a registration where nothing has changed.
 func (r *MachineReconciler) find(ctx context.Context, s *machineScope) error {
-	id, err := uuid.Parse(s.machine.Status.MachineID)
-	if err != nil || s.machine.Status.DatabaseID != r.config.Database.String() {
-		return nil // a status is only a view: it may be missing or wrong
-	}
-	s.id = id
+	s.id = machineID(&s.machine.Status, r.config.Database)
 	if err := r.read(ctx, s); err != nil {
 		return err
 	}
 	s.recorded = s.snapshot != nil && says(s.snapshot, s.view, s.spec())
 	return nil
+}
+
+// machineID returns the ID that a status names, or uuid.Nil. A status is only a view: it may be missing, wrong, or of another database.
+func machineID(s *v1alpha1.MachineStatus, database uuid.UUID) uuid.UUID {
+	if id, err := uuid.Parse(s.MachineID); err == nil && s.DatabaseID == database.String() {
+		return id
+	}
+	return uuid.Nil
 }
 
 // says tells whether a row says of a machine what its object says.

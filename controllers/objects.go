@@ -94,7 +94,7 @@ func (o *Objects) machineChanged(ctx context.Context, p bmdb.Pending, after time
 	// The object has no status yet, or is gone.
 	id, err := uuid.Parse(p.ID)
 	if err != nil {
-		return false, nil
+		return false, fmt.Errorf("read ID of changed machine %s: %w", p.ID, err)
 	}
 	snapshots, err := o.store.MachineSnapshots(ctx, []uuid.UUID{id})
 	if err != nil || len(snapshots) == 0 {

@@ -65,6 +65,7 @@ func conditions(old []metav1.Condition, generation int64, now time.Time, v Verdi
 		all = append(all, condition{v1alpha1.ConditionReconciling, true, v.Reason, v.Message})
 	case Stalled:
 		all = append(all, condition{v1alpha1.ConditionStalled, true, v.Reason, v.Message})
+	case Good, Suspended:
 	}
 	out := make([]metav1.Condition, 0, len(all))
 	for _, c := range all {

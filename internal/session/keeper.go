@@ -72,21 +72,24 @@ func (k *Keeper) Check(*http.Request) error {
 
 // Start keeps sessions until ctx is done, and closes the last of them.
 func (k *Keeper) Start(ctx context.Context) error {
-	wait := backoffFirst
-	for ctx.Err() == nil {
-		began := time.Now()
-		err := k.hold(ctx)
-		if time.Since(began) > backoffLast {
-			wait = backoffFirst // it lived for a while
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		k.log.Info("no session; starting another one", "error", errorText(err), "wait", wait)
-		sleep(ctx, wait/2+rand.N(wait))
-		wait = min(2*wait, backoffLast)
+	for wait := backoffFirst; ctx.Err() == nil; {
+		wait = k.keep(ctx, wait)
 	}
 	return nil
+}
+
+// keep holds one session, and then waits before the next one. It returns the wait after that.
+func (k *Keeper) keep(ctx context.Context, wait time.Duration) time.Duration {
+	began := time.Now()
+	why := errorText(k.hold(ctx))
+	if time.Since(began) > backoffLast {
+		wait = backoffFirst // it lived for a while
+	}
+	if ctx.Err() == nil {
+		k.log.Info("no session; starting another one", "reason", why, "wait", wait)
+		sleep(ctx, wait/2+rand.N(wait))
+	}
+	return min(2*wait, backoffLast)
 }
 
 func errorText(err error) string {

@@ -79,16 +79,7 @@ func (w *Watcher) Start(ctx context.Context) error {
 	failing := false
 	for ctx.Err() == nil {
 		busy, err := w.poll(ctx)
-		if ctx.Err() != nil {
-			break
-		}
-		if err != nil && !failing {
-			w.log.Info("cannot read changes; statuses stay as they are until it can", "error", err.Error())
-		}
-		if err == nil && failing {
-			w.log.Info("reads changes again")
-		}
-		failing = err != nil
+		failing = w.report(ctx, err, failing)
 		wait := idlePoll
 		if busy {
 			wait = busyPoll
@@ -96,6 +87,18 @@ func (w *Watcher) Start(ctx context.Context) error {
 		sleep(ctx, wait/2+rand.N(wait))
 	}
 	return nil
+}
+
+// report logs when the database stops to answer, and when it answers again.
+func (w *Watcher) report(ctx context.Context, err error, failing bool) bool {
+	switch {
+	case ctx.Err() != nil:
+	case err != nil && !failing:
+		w.log.Info("cannot read changes; statuses stay as they are until it can", "error", err.Error())
+	case err == nil && failing:
+		w.log.Info("reads changes again")
+	}
+	return err != nil
 }
 
 // poll acknowledges what was shown and passes on what is to be shown.

@@ -35,7 +35,7 @@ type claimLoop struct {
 	claim   *bmdb.OwnedClaim
 	id      claimID
 	log     logr.Logger
-	serving context.Context //nolint:containedctx // Works outlive the loop, but not this.
+	serving context.Context // works outlive the loop, but not this
 	works   *sync.WaitGroup
 	wake    chan struct{}
 	running atomic.Int64

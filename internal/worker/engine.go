@@ -38,7 +38,7 @@ type Config struct {
 
 // Owner is the part of a session that owns claims; a *bmdb.Session is one.
 type Owner interface {
-	OwnClaims(ctx context.Context, max int) ([]*bmdb.OwnedClaim, error)
+	OwnClaims(ctx context.Context, limit int) ([]*bmdb.OwnedClaim, error)
 	ClaimRound(ctx context.Context, claim *bmdb.OwnedClaim, free int) ([]*bmdb.Work, error)
 	ReviewClaim(ctx context.Context, claim *bmdb.OwnedClaim) (bmdb.Outlook, error)
 	ReleaseClaim(ctx context.Context, claim *bmdb.OwnedClaim) error

@@ -88,3 +88,36 @@ func TestPlansOfIdleQuestions(t *testing.T) {
 		}
 	}
 }
+
+// How much a claim may start is judged where it starts, whatever its owner believes.
+func TestRoomOfClaimIsExact(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, inClusterA)
+	machines := register(t, l.conn, 6)
+	s := l.session()
+	spec := agentStart("room", bmdb.ModeOnce)
+	completions := int64(3)
+	spec.Selector, spec.Completions, spec.Parallelism = &bmdb.Selector{}, &completions, 2
+	o := attach(t, l.conn, s, spec)
+	start := func(want int) []*bmdb.Work {
+		t.Helper()
+		works, err := s.StartBatch(t.Context(), bmdb.StartRequest{
+			Process: "AgentStart", Pool: pool, Provider: "lab", Candidates: machines, Limit: 6, Claim: &bmdb.ClaimRef{Key: "room", Epoch: o.Epoch},
+		})
+		if err != nil || len(works) != want {
+			t.Fatalf("started %d works, %v; want %d", len(works), err, want)
+		}
+		return works
+	}
+	works := start(2) // its parallelism
+	start(0)
+	if err := works[0].FinishData(t.Context(), bmdb.Outcome{AgentPublicKey: []byte("key")}); err != nil {
+		t.Fatal(err)
+	}
+	start(1)
+	if err := works[1].FinishData(t.Context(), bmdb.Outcome{AgentPublicKey: []byte("key")}); err != nil {
+		t.Fatal(err)
+	}
+	start(0) // its completions
+	checkInvariants(t, l.db)
+}

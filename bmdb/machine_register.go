@@ -93,7 +93,7 @@ type seenView struct {
 type occupant struct {
 	ID                                  uuid.UUID
 	Name, Provider, Address, ProviderID string
-	Gone, Lost, Busy                    bool
+	Gone, Lost, Busy, Same              bool
 }
 
 // registrationPlan is what has to be written.
@@ -184,6 +184,9 @@ func (r *registration) decide() error {
 // displace decides which of the machines that are in the way give way.
 func (r *registration) displace() error {
 	for _, o := range r.seen.occupants {
+		if o.Same && !r.viewless() {
+			return &ConflictError{Kind: IdentityConflict, Other: fmt.Sprintf("the machine of provider %s and provider ID %s, which this object was of before", o.Provider, o.ProviderID)}
+		}
 		if o.Gone && !r.viewless() {
 			r.plan.gone = append(r.plan.gone, o.ID)
 		}

@@ -122,6 +122,8 @@ func TestConflicts(t *testing.T) {
 	conflict(t, conn, view("m1"), elsewhere, bmdb.IdentityConflict, "pool metal")
 	elsewhere.Address = "10.9.9.9"
 	mustRegister(t, conn, view("m1"), elsewhere)
+	// An object that was of another machine before.
+	conflict(t, conn, view("m1"), machine("m1", "9", ""), bmdb.IdentityConflict, "provider ID 1")
 	// A change of address into another's.
 	conflict(t, conn, view("m1"), machine("m1", "1", "10.0.0.2"), bmdb.AddressConflict, "m2")
 	if id, err := conn.MachineByName(t.Context(), pool, "m3"); !errors.Is(err, bmdb.ErrNoSuchMachine) {

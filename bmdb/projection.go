@@ -36,7 +36,8 @@ var ErrNoSuchCluster = errors.New("cluster is not registered")
 
 const (
 	spreadPage      = 500
-	claimsSpreadAt  = time.Second // how often changes of a claim that goes on are shown
+	claimsSpreadAt  = time.Second      // how often changes of a claim that goes on are shown
+	hearEvery       = 30 * time.Second // how often a cluster that asks is noted as there
 	projectionsPage = 1000
 	// firstMachineText is before every machine.
 	firstMachineText = "00000000-0000-0000-0000-000000000000"
@@ -68,16 +69,20 @@ func (c *Connection) UnregisterCluster(ctx context.Context, cluster string) erro
 type pendingCursors struct {
 	mu    sync.Mutex
 	after map[string]Pending
+	heard map[string]boottime // when each cluster was last heard of, by this program
 }
 
 // PendingProjections reads at most limit of what a cluster has still to show. What is not acknowledged is returned again, after all else had its
 // turn. ErrNoSuchCluster: register it, and list everything. It needs no session.
 func (c *Connection) PendingProjections(ctx context.Context, cluster string, limit int) ([]Pending, error) {
+	c.pending.mu.Lock()
+	defer c.pending.mu.Unlock()
+	if c.pending.after == nil {
+		c.pending.after, c.pending.heard = map[string]Pending{}, map[string]boottime{}
+	}
 	if err := c.heardOf(ctx, cluster); err != nil {
 		return nil, fmt.Errorf("read what cluster %s has to show: %w", cluster, err)
 	}
-	c.pending.mu.Lock()
-	defer c.pending.mu.Unlock()
 	from := c.pending.after[cluster]
 	list, err := c.readPending(ctx, sqlPending, cluster, from, limit)
 	if err == nil && len(list) < limit && from != (Pending{}) {
@@ -88,9 +93,6 @@ func (c *Connection) PendingProjections(ctx context.Context, cluster string, lim
 	if err != nil {
 		return nil, fmt.Errorf("read what cluster %s has to show: %w", cluster, err)
 	}
-	if c.pending.after == nil {
-		c.pending.after = map[string]Pending{}
-	}
 	delete(c.pending.after, cluster)
 	if len(list) == limit && limit > 0 {
 		c.pending.after[cluster] = list[limit-1]
@@ -98,8 +100,12 @@ func (c *Connection) PendingProjections(ctx context.Context, cluster string, lim
 	return list, nil
 }
 
-// heardOf notes, about once a minute, that a cluster is there.
+// heardOf notes, about once a minute, that a cluster is there. It is called under the cursors' mutex.
 func (c *Connection) heardOf(ctx context.Context, cluster string) error {
+	if at, ok := c.pending.heard[cluster]; ok && now().sub(at) < hearEvery {
+		return nil
+	}
+	delete(c.pending.heard, cluster)
 	known, silent := false, false
 	err := c.read(ctx, "SeenCluster", sqlSeenCluster, []any{cluster}, func() { known = false }, func(row pgx.Rows) error {
 		known = true
@@ -111,9 +117,12 @@ func (c *Connection) heardOf(ctx context.Context, cluster string) error {
 	case !known:
 		return ErrNoSuchCluster
 	case silent:
-		return c.RegisterCluster(ctx, cluster)
+		err = c.RegisterCluster(ctx, cluster)
 	}
-	return nil
+	if err == nil {
+		c.pending.heard[cluster] = now()
+	}
+	return err
 }
 
 func (c *Connection) readPending(ctx context.Context, sql, cluster string, from Pending, limit int) (list []Pending, err error) {

@@ -27,7 +27,7 @@ WHERE p.provider_id = $3 AND p.provider = $2 AND p.pool <> $1 AND i.address = $4
 
 	// sqlOccupants finds the machines that have the name $4, or at the provider the address $5, or whose view in cluster $6 has the name, other than
 	// the machine itself. gone: the view of that name is of an object that is not there any more, because another has its name. lost: it has
-	// lost all other views. busy: work goes on on it.
+	// lost all other views. busy: work goes on on it. same: the view of that name is of the very object.
 	sqlOccupants = `
 WITH o AS (
     SELECT i.machine_id FROM machine_identities i WHERE i.pool = $1 AND i.name = $4
@@ -37,7 +37,8 @@ SELECT o.machine_id, COALESCE(i.name, ''), COALESCE(i.provider, ''), COALESCE(i.
     EXISTS (SELECT 1 FROM machine_views v WHERE v.machine_id = o.machine_id AND v.cluster = $6 AND v.name = $4 AND v.uid <> $7 AND v.attached),
     EXISTS (SELECT 1 FROM machine_views v WHERE v.machine_id = o.machine_id) AND NOT EXISTS (
         SELECT 1 FROM machine_views v WHERE v.machine_id = o.machine_id AND v.attached AND NOT (v.cluster = $6 AND v.name = $4 AND v.uid <> $7)),
-    EXISTS (SELECT 1 FROM work w WHERE w.machine_id = o.machine_id AND w.work_id IS NOT NULL)
+    EXISTS (SELECT 1 FROM work w WHERE w.machine_id = o.machine_id AND w.work_id IS NOT NULL),
+    EXISTS (SELECT 1 FROM machine_views v WHERE v.machine_id = o.machine_id AND v.cluster = $6 AND v.name = $4 AND v.uid = $7 AND v.attached)
 FROM o LEFT JOIN machine_identities i ON i.machine_id = o.machine_id LEFT JOIN machine_provided p ON p.machine_id = o.machine_id
 WHERE NOT COALESCE(p.pool = $1 AND p.provider = $2 AND p.provider_id = $3, false) ORDER BY o.machine_id`
 

@@ -70,7 +70,7 @@ func tell(ctx context.Context, e *environment) error {
 		}
 		fmt.Println(out)
 	}
-	return verify(ctx, e, db, victim)
+	return verify(ctx, db, victim)
 }
 
 // settled waits until the machines' statuses show no work any more: they follow the claim's by up to a status interval.
@@ -122,7 +122,7 @@ func killOwner(ctx context.Context, e *environment, db *bmdb.Connection) (string
 }
 
 // verify checks in the database that each machine has exactly one Finished, and prints the history of one that was taken over.
-func verify(ctx context.Context, e *environment, db *bmdb.Connection, victim string) error {
+func verify(ctx context.Context, db *bmdb.Connection, victim string) error {
 	var shown []model.WorkHistory
 	name := ""
 	for i := range machineCount {

@@ -39,7 +39,7 @@
 //
 // Every transaction that starts or ends work, holds, or changes a fact about a machine first writes the machine's machine_state row
 // (rev = rev + 1). That row is the machine's mutex, its change feed, and, after a start, the fencing number for hardware. Locks are taken in
-// this order, each by ascending key: sessions, machine_state, work, tags, claims, limit slots. A start locks its claim first and after it only
+// this order, each by ascending key: sessions, providers, machine_state, work, tags, claims, limit slots. A start locks its claim first and after it only
 // what it can skip (SKIP LOCKED), so the two orders cannot meet in a cycle. What a closure does in another order may deadlock; the
 // database breaks it and the loop tries again.
 //
@@ -64,7 +64,14 @@
 //   - claim_machines, at a start: ends write it under the machine's mutex, and starts of one claim follow each other by the claim's row. What a start
 //     still misses, the end finds: a second success is turned into Canceled.
 //   - claims, at an end, is updated in the same statement. Its mode never changes.
-//   - limits, at a start: whether a provider has a limit at all. Slots decide; a first limit counts from the next statement on.
+//   - limits, at a start: whether a provider has a limit at all. Slots decide. A limit that is introduced has none open until every start that may
+//     not have seen it is over; then the works that go on get slots of their own, and what the limit leaves is opened.
+//   - sessions, when a claim is taken over: whether its owner lives is read before, and the takeover is a compare-and-set on the epoch that was read
+//     with it. Asked in the statement that writes, it would be answered from a snapshot in which the new owner's session is not there yet.
+//   - machines, work and claim_machines, when a review ends a claim or says why it waits: plain reads, out of date a moment later like any. The end
+//     itself is a compare-and-set on owner, epoch, state and that no work goes on.
+//   - machine_identities and machine_views, at a registration: unique indexes answer a race, and the other party is then seen. That one box is not two
+//     rows in two pools no index says: new machines of a provider's name wait for each other at a row of providers.
 //
 // # Eligibility
 //
@@ -73,6 +80,26 @@
 // (AgentUnresponsive), and as not_before of a row that waits. A start from the ready index evaluates the predicate again on
 // the locked rows: a ready row that is out of date starts nothing. The general form (Session.Work) leaves the predicate to its
 // caller, but not the hold, the slot and the limit.
+//
+// # Claims
+//
+// A claim is a row for ever, and a row for each machine that it tried. One session at a time owns it and alone retrieves for it, so that
+// others do not load the database, and there is one walk over the machines, whose place the owner keeps. Candidates are read before the
+// start, in one of four shapes that counts bounded at a thousand choose: by names, all of the few that are ready, by a narrow label, by pages
+// of the many that are ready. A start locks the claim's row for its room and adds the winners to its count; each end subtracts what its
+// work row returns, whoever ends it. Why nothing can be started is the class of each selected machine: the gates of a start in their order,
+// made of the same fragments.
+//
+// # Limits
+//
+// A start takes a slot that is open. Used slots and open ones are together never more than the limit; where more works go on than a lowered limit
+// allows, no slot is open until enough of them have ended, and a chore opens what came free.
+//
+// # What others show
+//
+// Whatever is shown has a revision. Revisions that were not spread yet are found by partial indexes and copied to a row for each cluster that has
+// a view; a cluster acknowledges the revision that it showed, so what changed meanwhile stays pending. There is no watermark, of time or of
+// a sequence: transactions commit in another order than they begin.
 //
 // # Liveness of sessions
 //

@@ -8,11 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"math/rand/v2"
 	"slices"
 	"time"
 
 	"github.com/google/uuid"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
@@ -68,6 +71,28 @@ func (o *Objects) Changed(ctx context.Context, p bmdb.Pending) (bool, error) {
 	default:
 		return false, nil
 	}
+}
+
+// Everything implements watch.Sink: it asks for a look at all objects, drawn over a while.
+func (o *Objects) Everything(ctx context.Context) error {
+	for _, of := range []struct {
+		list client.ObjectList
+		to   *inbox
+	}{{&v1alpha1.ProviderConfigList{}, &o.providers}, {&v1alpha1.MachineList{}, &o.machines}, {&v1alpha1.WorkClaimList{}, &o.claims}} {
+		if err := o.client.List(ctx, of.list); err != nil {
+			return fmt.Errorf("list all objects: %w", err)
+		}
+		err := meta.EachListItem(of.list, func(object runtime.Object) error {
+			if item, ok := object.(client.Object); ok {
+				of.to.add(client.ObjectKeyFromObject(item), rand.N(10*time.Second))
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("list all objects: %w", err)
+		}
+	}
+	return nil
 }
 
 // spread is for how long replicas draw apart, so that mostly one of them writes and the others find it written.

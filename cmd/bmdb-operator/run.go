@@ -136,6 +136,9 @@ func (s sink) Changed(ctx context.Context, p bmdb.Pending) (bool, error) {
 	return s.objects.Changed(ctx, p)
 }
 
+// Everything implements watch.Sink.
+func (s sink) Everything(ctx context.Context) error { return s.objects.Everything(ctx) }
+
 func (c *Config) open(log *slog.Logger, observer bmdb.Observer) (*bmdb.Connection, error) {
 	db := bmdb.BMDB{Config: bmdb.Config{
 		DatabaseURL: c.DatabaseURL, ComponentName: "bmdb-operator", RuntimeInfo: c.PodName, Cluster: c.ClusterID, Lease: c.Lease,

@@ -8,6 +8,8 @@ package watch
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -19,6 +21,7 @@ import (
 
 // Source is the database; a *bmdb.Connection is one.
 type Source interface {
+	RegisterCluster(ctx context.Context, cluster string) error
 	PendingProjections(ctx context.Context, cluster string, limit int) ([]bmdb.Pending, error)
 	AckProjections(ctx context.Context, cluster string, shown []bmdb.Pending) error
 }
@@ -28,6 +31,8 @@ type Sink interface {
 	// Changed is told of something to show, and again while it has not been shown for a while. It must not wait. Who has shown it calls
 	// Watcher.Shown. It returns false if there is nobody to show it to.
 	Changed(ctx context.Context, p bmdb.Pending) (bool, error)
+	// Everything may have changed. It must not wait.
+	Everything(ctx context.Context) error
 }
 
 const (
@@ -115,6 +120,14 @@ func (w *Watcher) poll(ctx context.Context) (busy bool, err error) {
 		busy = true
 	}
 	pending, err := w.source.PendingProjections(ctx, w.cluster, page)
+	if errors.Is(err, bmdb.ErrNoSuchCluster) {
+		// Nothing was heard of us for so long that nothing was kept for us.
+		w.log.Info("the database has forgotten this cluster; everything is looked at again")
+		if err := w.source.RegisterCluster(ctx, w.cluster); err != nil {
+			return busy, err
+		}
+		return true, w.sink.Everything(ctx)
+	}
 	if err != nil {
 		return busy, err
 	}
@@ -145,20 +158,16 @@ func (w *Watcher) takeShown() []bmdb.Pending {
 func (w *Watcher) news(pending []bmdb.Pending, now time.Time) []bmdb.Pending {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	told := make(map[thing]telling, len(pending))
 	var out []bmdb.Pending
 	for _, p := range pending {
 		t := thing{p.Kind, p.Pool, p.ID}
-		before, known := w.told[t]
-		if known && before.rev == p.Rev && now.Sub(before.at) < again {
-			told[t] = before
+		if before, known := w.told[t]; known && before.rev == p.Rev && now.Sub(before.at) < again {
 			continue
 		}
-		told[t] = telling{p.Rev, now}
+		w.told[t] = telling{p.Rev, now}
 		out = append(out, p)
 	}
-	// What is not pending any more is forgotten.
-	w.told = told
+	maps.DeleteFunc(w.told, func(_ thing, told telling) bool { return now.Sub(told.at) >= again })
 	return out
 }
 

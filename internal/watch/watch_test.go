@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,11 +37,18 @@ type sink struct {
 	changes chan bmdb.Pending
 	nobody  bool
 	err     error
+
+	everything atomic.Int32
 }
 
 func (s *sink) Changed(_ context.Context, p bmdb.Pending) (bool, error) {
 	s.changes <- p
 	return !s.nobody, s.err
+}
+
+func (s *sink) Everything(context.Context) error {
+	s.everything.Add(1)
+	return s.err
 }
 
 // lab is a database with a session that spreads changes, and a watcher.
@@ -171,6 +179,36 @@ func TestWhatNobodyShowsIsAcknowledged(t *testing.T) {
 	l := newLab(t, &sink{nobody: true}, plain)
 	l.change(l.register("m", nil).MachineID)
 	l.acknowledged()
+}
+
+// TestForgottenCluster registers again, and has everything looked at.
+func TestForgottenCluster(t *testing.T) {
+	s := &sink{}
+	l := newLab(t, s, func(c *bmdb.Connection) watch.Source { return &forgetful{Source: c} })
+	deadline, tick := time.After(patience), time.NewTicker(20*time.Millisecond)
+	defer tick.Stop()
+	for s.everything.Load() == 0 {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal("nothing was looked at again")
+		}
+	}
+	l.watcher.Shown(l.change(l.register("m", nil).MachineID))
+	l.acknowledged()
+}
+
+// forgetful forgets the cluster once.
+type forgetful struct {
+	watch.Source
+	did atomic.Bool
+}
+
+func (f *forgetful) PendingProjections(ctx context.Context, cluster string, limit int) ([]bmdb.Pending, error) {
+	if !f.did.Swap(true) {
+		return nil, bmdb.ErrNoSuchCluster
+	}
+	return f.Source.PendingProjections(ctx, cluster, limit)
 }
 
 // flaky fails each call once.

@@ -110,6 +110,9 @@ func (l *lab) broken(ctx context.Context, rules []rule) error {
 	return errors.Join(errs...)
 }
 
+// watchInterval is between two looks at the rules. Most of them look at the whole history, so that a moment that was missed is seen later.
+const watchInterval = time.Second / 2
+
 // watch asks for broken rules again and again until the returned function is called, which fails the test for all that was found.
 func (l *lab) watch(rules []rule) (stop func()) {
 	ctx, cancel := context.WithCancel(l.t.Context())
@@ -118,7 +121,7 @@ func (l *lab) watch(rules []rule) (stop func()) {
 	var errs []error
 	go func() {
 		defer close(done)
-		ticker := time.NewTicker(2 * pollInterval)
+		ticker := time.NewTicker(watchInterval)
 		defer ticker.Stop()
 		for ctx.Err() == nil {
 			if err := l.broken(ctx, rules); err != nil && ctx.Err() == nil {

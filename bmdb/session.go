@@ -320,14 +320,25 @@ func (s *Session) Close(ctx context.Context) error {
 	return nil
 }
 
+// handOver releases what is open, then ends the session, and looks again: a start that had passed its gate when the lease was ended holds
+// up the end of the session until it commits.
 func (s *Session) handOver(ctx context.Context) error {
-	if err := s.conn.endWorksOf(ctx, s.UUID, EventReleased, "session closed", s.actor()); err != nil {
+	release := func() error { return s.conn.endWorksOf(ctx, s.UUID, EventReleased, "session closed", s.actor()) }
+	if err := release(); err != nil {
 		return err
 	}
-	return s.conn.transact(ctx, "end session", func(_ context.Context, tx *Tx) error {
-		tx.queue("EndSession", sqlEndSession, s.UUID, "closed")
-		return nil
-	})
+	for attempt := 1; ; attempt++ {
+		err := s.conn.transact(ctx, "end session", func(_ context.Context, tx *Tx) error {
+			tx.queue("EndSession", sqlEndSession, s.UUID, "closed")
+			return nil
+		})
+		if err == nil {
+			return release()
+		}
+		if !errors.Is(err, ErrAmbiguous) || !pause(ctx, attempt) { // ending it twice is ending it once
+			return err
+		}
+	}
 }
 
 // actor is who did something, in history.

@@ -374,3 +374,54 @@ func TestSessionWhoseWorkCannotBeCommittedEnds(t *testing.T) {
 		t.Errorf("transact: %v", err)
 	}
 }
+
+// A start that had passed its gate when its session began to close is released too, and not left to a sweep.
+func TestCloseReleasesAStartUnderWay(t *testing.T) {
+	t.Parallel()
+	g := &gates{}
+	l := newLab(t, g.config, named("closing"))
+	s := l.session(bmdb.WithoutBeat())
+	machine := provided(t, s, "1")
+	stop := g.at("start", "COMMIT")
+	started := make(chan *bmdb.Work, 1)
+	go func() {
+		w, err := s.Work(t.Context(), model.ProcessAgentStart, constantly(machine))
+		if err != nil {
+			t.Errorf("start: %v", err)
+		}
+		started <- w
+	}()
+	done(t, "the start to come to its commit", stop.reached)
+	closed := make(chan error, 1)
+	go func() { closed <- s.Close(context.WithoutCancel(t.Context())) }()
+	eventually(t, "the close to wait for the start", func() bool { return l.blocked("closing") })
+	stop.open <- nil
+	w := done(t, "the start", started)
+	if err := done(t, "the close", closed); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	if w.Context().Err() == nil {
+		t.Error("a work of a closed session goes on")
+	}
+	if got := l.end(w.ID()); got != bmdb.EventReleased {
+		t.Errorf("the work ended as %q, want Released", got)
+	}
+	checkInvariants(t, l.db)
+}
+
+// A close whose last commit nobody heard of is over all the same.
+func TestAmbiguousClose(t *testing.T) {
+	t.Parallel()
+	for at, where := range map[cut]string{beforeCommit: "before", afterCommit: "after"} {
+		t.Run(where, func(t *testing.T) {
+			t.Parallel()
+			l, p := newProxiedLab(t)
+			s := l.session(bmdb.WithoutBeat())
+			p.next.Store(int32(at))
+			closeSession(t, s)
+			if p.cuts.Load() != 1 || l.int("SELECT count(*) FROM sessions WHERE session_end_reason = 'closed'") != 1 {
+				t.Error("the session was not closed")
+			}
+		})
+	}
+}

@@ -127,7 +127,7 @@ func (l *lab) newerDatabase(name string) string {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	defer conn.Close(context.Background()) //nolint:errcheck // the statement's result decides
+	defer conn.Close(context.Background())
 	if _, err := conn.Exec(l.t.Context(), "INSERT INTO bmdb_schema_version (version_id, is_applied) VALUES ($1, true)", migrations.Latest+1); err != nil {
 		l.t.Fatal(err)
 	}
@@ -155,7 +155,7 @@ func (l *lab) newDatabase(name, suffix string) string {
 		if err != nil {
 			return err
 		}
-		defer conn.Close(ctx) //nolint:errcheck // the statement's result decides
+		defer conn.Close(ctx)
 		_, err = conn.Exec(ctx, statement)
 		return err
 	}

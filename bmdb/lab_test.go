@@ -238,15 +238,12 @@ func named(component string) func(*bmdb.Config) {
 	return func(c *bmdb.Config) { c.ComponentName = component }
 }
 
-// retries counts the attempts of transactions that were tried again.
+// retries tells that a transaction is tried again.
 type retries struct {
-	bmdb.Observer
-	mu sync.Mutex
-	n  map[string]int
 	at chan string // gets the code of each, if there is room
 }
 
-func newRetries() *retries { return &retries{n: map[string]int{}, at: make(chan string, 1)} }
+func newRetries() *retries { return &retries{at: make(chan string, 1)} }
 
 func (r *retries) SessionStarted()                         {}
 func (r *retries) SessionEnded(string)                     {}
@@ -254,20 +251,13 @@ func (r *retries) Beat(bool, time.Duration)                {}
 func (r *retries) WorkStarted(string)                      {}
 func (r *retries) WorkEnded(string, string, time.Duration) {}
 func (r *retries) WorkTakenOver(string)                    {}
-func (r *retries) TransactionRetried(operation, code string) {
-	r.mu.Lock()
-	r.n[operation]++
-	r.mu.Unlock()
+
+// TransactionRetried implements bmdb.Observer.
+func (r *retries) TransactionRetried(_, code string) {
 	select {
 	case r.at <- code:
 	default:
 	}
-}
-
-func (r *retries) of(operation string) int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.n[operation]
 }
 
 // errInjected is what gates of tests are opened with to end an attempt.

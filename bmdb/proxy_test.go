@@ -183,7 +183,7 @@ func (c *proxied) answers() error {
 
 // readFrame reads one message: a type, but for the first one, and a length that counts itself.
 func readFrame(r io.Reader, typed bool) ([]byte, error) {
-	head := make([]byte, 4, 256)
+	head := make([]byte, 4, 5)
 	if typed {
 		head = append(head, 0)
 	}
@@ -191,7 +191,8 @@ func readFrame(r io.Reader, typed bool) ([]byte, error) {
 		return nil, err
 	}
 	length := int(binary.BigEndian.Uint32(head[len(head)-4:])) - 4
-	frame := append(head, make([]byte, length)...)
+	frame := make([]byte, len(head)+length)
+	copy(frame, head)
 	_, err := io.ReadFull(r, frame[len(head):])
 	return frame, err
 }

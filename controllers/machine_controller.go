@@ -13,7 +13,6 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
@@ -47,7 +46,7 @@ func (r *MachineReconciler) SetupWithManager(m ctrl.Manager) error {
 	written := predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}, statusWiped())
 	return ctrl.NewControllerManagedBy(m).For(&v1alpha1.Machine{}, builder.WithPredicates(written)).
 		WatchesRawSource(r.inbox.source()).
-		WithOptions(controller.Options{MaxConcurrentReconciles: r.config.Concurrency, NeedLeaderElection: new(false)}).
+		WithOptions(r.config.options()).
 		Complete(r)
 }
 
@@ -66,7 +65,7 @@ func (r *MachineReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 	s.view = bmdb.View{Cluster: r.config.Cluster, UID: string(s.machine.UID), Name: s.machine.Name}
 	for _, phase := range []func(context.Context, *machineScope) error{r.find, r.register, r.read} {
 		if err := phase(ctx, &s); err != nil {
-			return ctrl.Result{}, err
+			return ctrl.Result{}, r.fail(ctx, &s, err)
 		}
 	}
 	return r.show(ctx, &s)

@@ -60,6 +60,7 @@ func TestStatusInterval(t *testing.T) {
 	l := newLab(t, labOptions{interval: 5 * time.Second})
 	m := l.machine("m", "lab")
 	l.reconcile(m)
+	l.clock.SetTime(time.Now()) // the API server's, which the interval is counted from
 	l.update(m, func() { m.Labels = map[string]string{"rack": "r7"} })
 	result := l.reconcile(m)
 	if l.writes.count() != 1 || result.RequeueAfter <= 0 || result.RequeueAfter > 6*time.Second {

@@ -125,8 +125,22 @@ func (r *MachineReconciler) read(ctx context.Context, s *machineScope) error {
 	return nil
 }
 
+// fail lets a new object say why it has no status, and returns the error.
+func (r *MachineReconciler) fail(ctx context.Context, s *machineScope, err error) error {
+	if s.refusal = unrecorded(s.machine, err); s.refusal == nil {
+		return err
+	}
+	ctx, cancel := telling(ctx)
+	defer cancel()
+	_, showErr := r.show(ctx, s)
+	return errors.Join(err, showErr)
+}
+
 // show writes the status.
 func (r *MachineReconciler) show(ctx context.Context, s *machineScope) (ctrl.Result, error) {
+	if wait := r.stagger(s.machine, s.machine.Name); wait > 0 {
+		return ctrl.Result{RequeueAfter: wait}, nil
+	}
 	old := &s.machine.Status
 	status := projection.Machine(old, projection.MachineFacts{
 		Generation: s.machine.Generation, Cluster: r.config.Cluster, Database: r.config.Database, Snapshot: s.snapshot, Refusal: s.refusal,

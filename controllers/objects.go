@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -59,7 +58,7 @@ func (o *Objects) Changed(ctx context.Context, p bmdb.Pending) (bool, error) {
 	if !o.config.serves(p.Pool) {
 		return true, nil // another operator's
 	}
-	after := o.turn(p)
+	after := o.config.turn(p.Kind, p.Pool, p.ID)
 	switch p.Kind {
 	case bmdb.KindMachine:
 		return o.machineChanged(ctx, p, after)
@@ -93,16 +92,6 @@ func (o *Objects) Everything(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// spread is for how long replicas draw apart, so that mostly one of them writes and the others find it written.
-const spread = 200 * time.Millisecond
-
-// turn is this pod's place in the order of replicas for a thing.
-func (o *Objects) turn(p bmdb.Pending) time.Duration {
-	h := fnv.New32a()
-	fmt.Fprint(h, o.config.Pod, p.Kind, p.Pool, p.ID)
-	return time.Duration(h.Sum32()%uint32(spread/time.Millisecond)) * time.Millisecond
 }
 
 func (o *Objects) machineChanged(ctx context.Context, p bmdb.Pending, after time.Duration) (bool, error) {

@@ -13,7 +13,6 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
@@ -60,7 +59,7 @@ func (r *ProviderConfigReconciler) SetupWithManager(m ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(m).
 		For(&v1alpha1.ProviderConfig{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, statusWiped()))).
 		WatchesRawSource(r.inbox.source()).
-		WithOptions(controller.Options{MaxConcurrentReconciles: r.config.Concurrency, NeedLeaderElection: new(false)}).
+		WithOptions(r.config.options()).
 		Complete(r)
 }
 
@@ -76,30 +75,49 @@ func (r *ProviderConfigReconciler) Reconcile(ctx context.Context, req ctrl.Reque
 		}
 		return ctrl.Result{}, r.gone(ctx, req.NamespacedName)
 	}
-	refusal, err := r.try(ctx, &config)
+	r.names.remember(req.NamespacedName, config.Name, string(config.UID))
+	refusal, state, err := r.bring(ctx, &config)
 	if err != nil {
-		return ctrl.Result{}, err
+		if refusal = unrecorded(&config, err); refusal == nil {
+			return ctrl.Result{}, err
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = telling(ctx)
+		defer cancel()
+	}
+	result, showErr := r.show(ctx, &config, state, refusal)
+	return result, errors.Join(err, showErr)
+}
+
+// bring brings the limits to the database, and reads what it knows. refusal is why the provider cannot be used.
+func (r *ProviderConfigReconciler) bring(ctx context.Context, config *v1alpha1.ProviderConfig) (refusal *projection.Verdict, state *bmdb.ProviderState, err error) {
+	if refusal, err = r.try(ctx, config); err != nil {
+		return nil, nil, err
 	}
 	view := bmdb.View{Cluster: r.config.Cluster, UID: string(config.UID), Name: config.Name}
-	r.names.remember(req.NamespacedName, config.Name, view.UID)
-	if err := r.store.AttachProvider(ctx, view, limitsOf(&config)); err != nil {
-		return ctrl.Result{}, err
+	if err := r.store.AttachProvider(ctx, view, limitsOf(config)); err != nil {
+		return nil, nil, err
 	}
-	state, err := r.store.ProviderSnapshot(ctx, r.config.Cluster, config.Namespace, config.Name)
+	read, err := r.store.ProviderSnapshot(ctx, r.config.Cluster, config.Namespace, config.Name)
 	if err != nil {
-		return ctrl.Result{}, err
+		return nil, nil, err
 	}
+	return refusal, &read, nil
+}
+
+// show writes the status.
+func (r *ProviderConfigReconciler) show(ctx context.Context, config *v1alpha1.ProviderConfig, state *bmdb.ProviderState, refusal *projection.Verdict) (ctrl.Result, error) {
 	status := projection.ProviderConfig(&config.Status, projection.ProviderFacts{
-		Generation: config.Generation, Database: r.config.Database, State: &state, Refusal: refusal, Now: r.Clock.Now(),
+		Generation: config.Generation, Database: r.config.Database, State: state, Refusal: refusal, Now: r.Clock.Now(),
 	})
-	written, wait, err := r.status.write(ctx, &config, config.Status, status, false)
+	written, wait, err := r.status.write(ctx, config, config.Status, status, false)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
 	if written {
-		r.announce(&config, projection.ReadyOf(config.Status.Conditions), projection.ReadyOf(status.Conditions))
+		r.announce(config, projection.ReadyOf(config.Status.Conditions), projection.ReadyOf(status.Conditions))
 	}
-	if wait == 0 {
+	if wait == 0 && state != nil {
 		r.shown.Shown(bmdb.Pending{Kind: bmdb.KindProvider, Pool: config.Namespace, ID: config.Name, Rev: state.Rev})
 		wait = jitter(recheck)
 	}

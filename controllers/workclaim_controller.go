@@ -14,7 +14,6 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
@@ -79,7 +78,7 @@ func (r *WorkClaimReconciler) SetupWithManager(m ctrl.Manager) error {
 		For(&v1alpha1.WorkClaim{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, statusWiped(), deleting))).
 		Watches(&v1alpha1.ProviderConfig{}, handler.EnqueueRequestsFromMapFunc(r.claimsOfPool), builder.WithPredicates(readyChanged())).
 		WatchesRawSource(r.inbox.source()).
-		WithOptions(controller.Options{MaxConcurrentReconciles: r.config.Concurrency, NeedLeaderElection: new(false)}).
+		WithOptions(r.config.options()).
 		Complete(r)
 }
 
@@ -119,7 +118,7 @@ func (r *WorkClaimReconciler) Reconcile(ctx context.Context, req ctrl.Request) (
 	}
 	for _, phase := range []func(context.Context, *claimScope) error{r.findTwin, r.judge, r.read, r.attach, r.read} {
 		if err := phase(ctx, &s); err != nil {
-			return ctrl.Result{}, err
+			return ctrl.Result{}, r.fail(ctx, &s, err)
 		}
 	}
 	return r.show(ctx, &s)

@@ -216,6 +216,17 @@ func (r *WorkClaimReconciler) elsewhere(s *claimScope, owns bool) bool {
 		c.OwnerCluster == r.config.Cluster
 }
 
+// fail lets a new object say why it has no status, and returns the error.
+func (r *WorkClaimReconciler) fail(ctx context.Context, s *claimScope, err error) error {
+	if s.refusal = unrecorded(s.claim, err); s.refusal == nil {
+		return err
+	}
+	ctx, cancel := telling(ctx)
+	defer cancel()
+	_, showErr := r.show(ctx, s)
+	return errors.Join(err, showErr)
+}
+
 // show writes the status.
 func (r *WorkClaimReconciler) show(ctx context.Context, s *claimScope) (ctrl.Result, error) {
 	owns, limit := r.workers.Owns(s.name.Namespace, s.key)
@@ -225,6 +236,9 @@ func (r *WorkClaimReconciler) show(ctx context.Context, s *claimScope) (ctrl.Res
 	snapshot := s.snapshot
 	if s.conflict {
 		snapshot = nil
+	}
+	if wait := r.stagger(s.claim, s.key); wait > 0 {
+		return ctrl.Result{RequeueAfter: wait}, nil
 	}
 	old := &s.claim.Status
 	status := projection.WorkClaim(old, projection.ClaimFacts{
@@ -256,8 +270,10 @@ func (r *WorkClaimReconciler) show(ctx context.Context, s *claimScope) (ctrl.Res
 
 // afterwards frees the object of a claim that is over, and deletes it when its time has come.
 func (r *WorkClaimReconciler) afterwards(ctx context.Context, s *claimScope) (ctrl.Result, error) {
-	held := s.snapshot.Active > 0 || r.workers.Holds(s.name.Namespace, s.key)
-	if !held && controllerutil.ContainsFinalizer(s.claim, FinalizerWork) {
+	if controllerutil.ContainsFinalizer(s.claim, FinalizerWork) {
+		if s.snapshot.Active > 0 || r.workers.Holds(s.name.Namespace, s.key) {
+			return ctrl.Result{RequeueAfter: jitter(deletePoll)}, nil
+		}
 		if err := r.objects.setFinalizer(ctx, s.claim, false); err != nil {
 			return ctrl.Result{}, err
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
@@ -85,11 +86,15 @@ func run(ctx context.Context, c Config) error {
 	return m.Start(ctx)
 }
 
+// stagger is for how long replicas draw apart.
+const stagger = 200 * time.Millisecond
+
 // assemble puts the parts of the operator together.
 func assemble(ctx context.Context, c *Config, m manager.Manager, conn *bmdb.Connection, observer *metrics.Metrics, log logr.Logger) error {
 	database := conn.Identity().ID
 	config := controllers.Config{
 		Cluster: c.ClusterID, Database: database, Pod: c.PodName, Namespaces: c.Namespaces, StatusInterval: c.StatusInterval, Concurrency: c.Reconciles,
+		Stagger: stagger,
 	}
 	kube := controllers.Kube{Client: m.GetClient(), Live: m.GetAPIReader(), Events: m.GetEventRecorder("bmdb-operator"), Clock: clock.RealClock{}}
 	opener := drivers.NewOpener(m.GetClient(), m.GetAPIReader(), drivers.NewRegistry(ssh.AgentFiles(c.AgentDir), c.AllowSimulated))

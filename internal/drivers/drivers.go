@@ -73,6 +73,9 @@ func (e *NotReadyError) Error() string {
 	return fmt.Sprintf("provider %s is not ready: %s: %s", e.Provider, e.Reason, e.Message)
 }
 
+// NeedsPerson tells that it does not pass by itself.
+func (e *NotReadyError) NeedsPerson() bool { return true }
+
 // Opener opens drivers. It is safe for concurrent use.
 type Opener struct {
 	cached   client.Reader // ProviderConfigs

@@ -76,8 +76,9 @@ func (l *claimLoop) run(ctx context.Context) {
 			l.log.Info("own claim no more")
 			return
 		case errors.Is(err, errOver):
+			// Its object is freed with the last status, by whoever writes that.
 			l.log.Info("claim is over")
-			l.settle(ctx)
+			l.engine.objects.ClaimChanged(l.id.pool, l.id.key)
 			return
 		case errors.Is(err, ErrGone), errors.Is(err, errNotReady):
 			l.log.Info("claim is left to others", "reason", err.Error())
@@ -230,10 +231,21 @@ func (l *claimLoop) openDrivers(ctx context.Context) (*driverSet, error) {
 		}
 		set.drivers[name] = driver
 	}
-	if len(set.drivers) == 0 {
-		return nil, errNotReady
+	if len(set.drivers) > 0 {
+		return set, nil
 	}
-	return set, nil
+	for name, err := range set.failed {
+		if !needsPerson(err) {
+			return nil, fmt.Errorf("open driver of provider %s: %w", name, err)
+		}
+	}
+	return nil, errNotReady
+}
+
+// needsPerson tells whether an error does not pass by itself.
+func needsPerson(err error) bool {
+	var refusal interface{ NeedsPerson() bool }
+	return errors.As(err, &refusal) && refusal.NeedsPerson()
 }
 
 // start runs a work in a goroutine of its own, which gives back its place in the pool.

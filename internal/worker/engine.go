@@ -53,7 +53,8 @@ type Targets interface {
 type Drivers interface {
 	// Candidates returns the providers that the machines of a claim may have.
 	Candidates(ctx context.Context, spec *bmdb.ClaimSpec) ([]string, error)
-	// Open opens the driver of a provider. The caller closes it.
+	// Open opens the driver of a provider. The caller closes it. An error that has a method NeedsPerson which returns true does not pass
+	// by itself.
 	Open(ctx context.Context, pool, provider string) (provider.Driver, error)
 }
 
@@ -62,7 +63,7 @@ type Objects interface {
 	// Admit is called before each round of a claim. It sees to it that the claim's object cannot go away unnoticed while machines are
 	// held for it. ErrGone: there is no such object, or it is going.
 	Admit(ctx context.Context, pool, key string) error
-	// Idle is called when no machine is held for the claim, and none will be for a while.
+	// Idle is called when no machine is held for the claim, and none will be for a while. It is not called for a claim that is over.
 	Idle(ctx context.Context, pool, key string) error
 	// Missing tells whether the machine had an object in this cluster and has none any more.
 	Missing(ctx context.Context, target bmdb.Target) (bool, error)

@@ -5,7 +5,6 @@ package worker_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -210,11 +209,16 @@ func (d *labDrivers) Open(_ context.Context, _, name string) (provider.Driver, e
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.notReady[name] {
-		return nil, errors.New("the secret is missing")
+		return nil, notReady{}
 	}
 	d.opened++
 	return (*labDriver)(d), nil
 }
+
+type notReady struct{}
+
+func (notReady) Error() string     { return "the secret is missing" }
+func (notReady) NeedsPerson() bool { return true }
 
 type labDriver lab
 

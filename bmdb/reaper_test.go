@@ -173,12 +173,12 @@ func TestReaperIsNotStarved(t *testing.T) {
 		if _, err := tx.Exec(ctx, "SELECT 1 FROM sessions WHERE session_id = $1 FOR SHARE", stuck.UUID); err != nil {
 			t.Fatal(err)
 		}
-		chores := bmdb.NewChores(l.another(func(c *bmdb.Config) { c.Lease = 3 * time.Second }))
+		chores := bmdb.NewChores(l.another(func(c *bmdb.Config) { c.Lease = 18 * time.Second }))
 		if err := chores.Reap(ctx); err != nil {
 			t.Fatal(err)
 		}
 		chores.Watch()
-		turn, cancel := context.WithTimeout(ctx, 5*time.Second) // as every turn has it
+		turn, cancel := context.WithTimeout(ctx, bmdb.TimesOf(18*time.Second, 0).Idle) // as every turn has it
 		defer cancel()
 		if err := chores.Reap(turn); err == nil {
 			t.Error("a turn that could not end a session reported no error")

@@ -4,7 +4,9 @@
 package controllers
 
 import (
+	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 
@@ -21,6 +23,18 @@ func statusWiped() predicate.Predicate {
 			return readyOf(e.ObjectOld).Status != "" && readyOf(e.ObjectNew).Status == ""
 		},
 	}
+}
+
+// toLetGo lets updates pass of claims that begin to be deleted, and of those that are over and have our finalizer still.
+func toLetGo() predicate.Predicate {
+	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		claim, ok := e.ObjectNew.(*v1alpha1.WorkClaim)
+		if !ok {
+			return false
+		}
+		over := meta.IsStatusConditionTrue(claim.Status.Conditions, string(v1alpha1.ConditionFinished))
+		return e.ObjectOld.GetDeletionTimestamp().IsZero() && !claim.DeletionTimestamp.IsZero() || over && controllerutil.ContainsFinalizer(claim, FinalizerWork)
+	}}
 }
 
 // readyChanged lets only updates pass that changed whether an object is Ready.

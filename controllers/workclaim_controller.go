@@ -15,7 +15,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
-	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -71,11 +70,8 @@ func NewWorkClaimReconciler(config Config, kube Kube, store ClaimStore, workers 
 
 // SetupWithManager adds the controller to a manager.
 func (r *WorkClaimReconciler) SetupWithManager(m ctrl.Manager) error {
-	deleting := predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
-		return e.ObjectOld.GetDeletionTimestamp().IsZero() && !e.ObjectNew.GetDeletionTimestamp().IsZero()
-	}}
 	return ctrl.NewControllerManagedBy(m).
-		For(&v1alpha1.WorkClaim{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, statusWiped(), deleting))).
+		For(&v1alpha1.WorkClaim{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, statusWiped(), toLetGo()))).
 		Watches(&v1alpha1.ProviderConfig{}, handler.EnqueueRequestsFromMapFunc(r.claimsOfPool), builder.WithPredicates(readyChanged())).
 		WatchesRawSource(r.inbox.source()).
 		WithOptions(r.config.options()).

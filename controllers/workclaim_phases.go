@@ -13,6 +13,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -209,12 +210,25 @@ func (r *WorkClaimReconciler) read(ctx context.Context, s *claimScope) error {
 	return err
 }
 
-// elsewhere tells whether another replica owns the claim, and so shows it: that one knows best what goes on.
-func (r *WorkClaimReconciler) elsewhere(s *claimScope, owns bool) bool {
+// elsewhere tells whether another replica owns the claim, and so shows it: that one knows best what goes on. The end of a claim is shown by
+// any replica, but the owner's has the first turn: then wait is how long that is.
+func (r *WorkClaimReconciler) elsewhere(s *claimScope, owns bool) (elsewhere bool, wait time.Duration) {
 	c := s.snapshot
-	return c != nil && !owns && s.refusal == nil && c.State == bmdb.ClaimRunning && c.Owner != "" && c.Owner != r.config.Pod &&
-		c.OwnerCluster == r.config.Cluster
+	if c == nil || owns || s.refusal != nil || c.Owner == "" || c.Owner == r.config.Pod || c.OwnerCluster != r.config.Cluster {
+		return false, 0
+	}
+	if c.State == bmdb.ClaimRunning {
+		return true, 0
+	}
+	finished := meta.IsStatusConditionTrue(s.claim.Status.Conditions, string(v1alpha1.ConditionFinished))
+	if !finished && r.config.Stagger > 0 && r.waited.first(s.claim.UID+"/finished") {
+		return true, jitter(ownersTurn)
+	}
+	return false, 0
 }
+
+// ownersTurn is how long other replicas leave the end of a claim to its owner's.
+const ownersTurn = time.Second
 
 // fail lets a new object say why it has no status, and returns the error.
 func (r *WorkClaimReconciler) fail(ctx context.Context, s *claimScope, err error) error {
@@ -230,8 +244,8 @@ func (r *WorkClaimReconciler) fail(ctx context.Context, s *claimScope, err error
 // show writes the status.
 func (r *WorkClaimReconciler) show(ctx context.Context, s *claimScope) (ctrl.Result, error) {
 	owns, limit := r.workers.Owns(s.name.Namespace, s.key)
-	if r.elsewhere(s, owns) {
-		return ctrl.Result{}, nil
+	if elsewhere, wait := r.elsewhere(s, owns); elsewhere {
+		return ctrl.Result{RequeueAfter: wait}, nil
 	}
 	snapshot := s.snapshot
 	if s.conflict {

@@ -232,7 +232,7 @@ func (l *lab) ownerOf(claim string, operators ...*operator) (owner, other *opera
 		}
 		owner, other = nil, nil
 		for _, o := range operators {
-			if strings.Contains(info, o.name) {
+			if info == o.name {
 				owner = o
 			} else {
 				other = o

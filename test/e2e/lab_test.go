@@ -145,7 +145,8 @@ func (l *lab) explain() {
 	for _, o := range *l.operators {
 		l.t.Logf("the end of the log of %s:\n%s", o.name, tail(o.log))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	const timeout = 10 * time.Second // the database may be what is broken
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	for _, q := range []struct{ what, query string }{
 		{"sessions", `SELECT session_runtime_info, session_cluster, session_created_at, session_ended_at, session_end_reason FROM sessions

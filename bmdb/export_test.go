@@ -108,20 +108,21 @@ func (c *Connection) ExecRecorded(ctx context.Context, sql string, args ...any) 
 // ErrRetry makes a transaction try again.
 var ErrRetry = errRetry
 
-// Question is a statement with arguments.
+// Question is a statement with arguments, and the index that answers it.
 type Question struct {
-	SQL  string
-	Args []any
+	SQL   string
+	Args  []any
+	Index string
 }
 
 // IdleQuestions are asked by every program all the time, and mostly find nothing.
 func IdleQuestions() map[string]Question {
 	return map[string]Question{
-		"machines to show":     {sqlDirtyMachines, []any{uuid.Nil.String(), 100}},
-		"timers that are due":  {sqlDueTimers, []any{100}},
-		"works nobody ends":    {sqlOrphans, []any{1000, 100}},
-		"works of a session":   {sqlSessionWorks, []any{uuid.Nil, 1000}},
-		"works to hand over":   {sqlWorksOfSession, []any{uuid.Nil, 100}},
-		"slots without a work": {sqlFreeLostSlots, nil},
+		"machines to show":     {sqlDirtyMachines, []any{uuid.Nil.String(), 100}, "machine_state_dirty"},
+		"timers that are due":  {sqlDueTimers, []any{100}, "work_waiting"},
+		"works nobody ends":    {sqlOrphans, []any{1000, 100}, "work_"},
+		"works of a session":   {sqlSessionWorks, []any{uuid.Nil, 1000}, "work_"},
+		"works to hand over":   {sqlWorksOfSession, []any{uuid.Nil, 100}, "work_"},
+		"slots without a work": {sqlFreeLostSlots, nil, "work"},
 	}
 }

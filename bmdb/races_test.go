@@ -83,8 +83,8 @@ func TestPlansOfIdleQuestions(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		text := strings.Join(plan, "\n")
-		if strings.Contains(text, "Seq Scan on machine") || strings.Contains(text, "Seq Scan on work") {
-			t.Errorf("%s looks at the whole fleet:\n%s", name, text)
+		if strings.Contains(text, "Seq Scan on machine") || strings.Contains(text, "Seq Scan on work") || !strings.Contains(text, question.Index) {
+			t.Errorf("%s looks at the whole fleet, want index %s:\n%s", name, question.Index, text)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fluxcd/cli-utils/pkg/kstatus/status"
 	"golang.org/x/crypto/ssh"
@@ -119,6 +120,7 @@ func TestProviderDeleted(t *testing.T) {
 		t.Errorf("limit is %v", got)
 	}
 	c := l.claim("c", nil, "m00")
+	l.clock.SetTime(time.Now().Add(10 * time.Second))
 	l.remove(p)
 	l.reconcile(p)
 	if got := limits(); got != nil {

@@ -144,6 +144,7 @@ func TestClaimThatNobodyCarriesOut(t *testing.T) {
 				t.Fatal(err)
 			}
 			c := l.claim("c", test.change, "m00")
+			l.clock.SetTime(time.Now().Add(10 * time.Second))
 			l.reconcile(c)
 			l.verify(c, metav1.ConditionFalse, test.reason, test.health)
 			owned, err := l.session().OwnClaims(t.Context(), 10)
@@ -155,6 +156,24 @@ func TestClaimThatNobodyCarriesOut(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAppliedTogether: a claim that comes a moment before its provider waits for it, and does not fail those who wait for the claim.
+func TestAppliedTogether(t *testing.T) {
+	l := newLab(t, labOptions{allowSimulated: true})
+	c := l.claim("c", nil, "m00")
+	l.clock.SetTime(c.CreationTimestamp.Add(time.Second))
+	result := l.reconcile(c)
+	l.verify(c, metav1.ConditionFalse, v1alpha1.ReasonProviderNotReady, status.InProgressStatus)
+	if result.RequeueAfter <= 0 || result.RequeueAfter > 5*time.Second {
+		t.Errorf("looked at again after %s", result.RequeueAfter)
+	}
+	l.clock.Step(5 * time.Second)
+	l.reconcile(c)
+	l.verify(c, metav1.ConditionFalse, v1alpha1.ReasonProviderNotReady, status.FailedStatus)
+	l.simulated("lab")
+	l.reconcile(c)
+	l.verify(c, metav1.ConditionFalse, v1alpha1.ReasonPending, status.InProgressStatus)
 }
 
 // TestKeyConflict: another spec under a key changes nothing, whether its object is here or gone.

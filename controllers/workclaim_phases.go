@@ -33,7 +33,8 @@ type claimScope struct {
 	twin     string // name of the object that speaks for the key, if it is another one
 	runnable bool
 	refusal  *projection.Verdict
-	conflict bool // the row is that of another spec
+	again    time.Duration // when the refusal may have passed; 0: not by itself
+	conflict bool          // the row is that of another spec
 	snapshot *bmdb.ClaimSnapshot
 }
 
@@ -135,7 +136,7 @@ func (r *WorkClaimReconciler) judgeProviders(ctx context.Context, s *claimScope)
 	if err != nil {
 		return err
 	}
-	why, pending := fmt.Sprintf("There is no ProviderConfig in namespace %s.", s.claim.Namespace), false
+	why, pending, missing := fmt.Sprintf("There is no ProviderConfig in namespace %s.", s.claim.Namespace), false, true
 	for i, name := range names {
 		var config v1alpha1.ProviderConfig
 		err := r.Client.Get(ctx, client.ObjectKey{Namespace: s.claim.Namespace, Name: name}, &config)
@@ -153,16 +154,23 @@ func (r *WorkClaimReconciler) judgeProviders(ctx context.Context, s *claimScope)
 		case err != nil:
 			why = fmt.Sprintf("There is no ProviderConfig %s.", name)
 		default:
-			why = fmt.Sprintf("ProviderConfig %s: %s: %s", name, ready.Reason, ready.Message)
+			why, missing = fmt.Sprintf("ProviderConfig %s: %s: %s", name, ready.Reason, ready.Message), false
 		}
 	}
 	s.refuse(v1alpha1.ReasonProviderNotReady, "%s", why)
-	if pending {
-		// Everything may just have been applied at once: that needs no person.
+	// Of manifests that are applied together one comes first: that alone needs no person.
+	age := r.Clock.Since(s.claim.CreationTimestamp.Time)
+	switch {
+	case pending:
 		s.refusal.State = projection.Waiting
+	case missing && age < settling:
+		s.refusal.State, s.again = projection.Waiting, settling-max(age, 0)
 	}
 	return nil
 }
+
+// settling is for how long a new claim waits for what it names.
+const settling = 5 * time.Second
 
 // attach brings the claim to the database, unless that was done already.
 func (r *WorkClaimReconciler) attach(ctx context.Context, s *claimScope) error {
@@ -277,9 +285,9 @@ func (r *WorkClaimReconciler) show(ctx context.Context, s *claimScope) (ctrl.Res
 		return r.afterwards(ctx, s)
 	}
 	if s.conflict {
-		wait = jitter(conflictRetry)
+		s.again = jitter(conflictRetry)
 	}
-	return ctrl.Result{RequeueAfter: wait}, nil
+	return ctrl.Result{RequeueAfter: s.again}, nil
 }
 
 // afterwards frees the object of a claim that is over, and deletes it when its time has come.

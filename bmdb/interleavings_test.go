@@ -187,11 +187,14 @@ func (a *lane) setUp(first, second move) *scene {
 		}
 	}
 	s.machine = provided(a.t, s.second.session, uuid.NewString())
+	// A side that holds nothing has nothing that its end would have to wait for the other with.
 	if first.holds { // what both want to start, so that its end makes room
 		s.first.process = contested
+		s.first.work = a.l.work(s.first.session, s.first.process, s.machine)
 	}
-	s.first.work = a.l.work(s.first.session, s.first.process, s.machine)
-	s.second.work = a.l.work(s.second.session, s.second.process, s.machine)
+	if second.holds || first.name == "reap" {
+		s.second.work = a.l.work(s.second.session, s.second.process, s.machine)
+	}
 	return s
 }
 

@@ -20,7 +20,7 @@ func (c *Connection) ClaimSnapshot(ctx context.Context, pool, key string, limits
 		}
 	}
 	var s *ClaimSnapshot
-	err := c.transactAt(ctx, "claim snapshot", repeatableRead, func(ctx context.Context, tx *Tx) error {
+	err := c.snapshot(ctx, "claim snapshot", func(ctx context.Context, tx *Tx) error {
 		s = nil
 		snapshot := &ClaimSnapshot{Pool: pool, Key: key}
 		tx.queueRows("ClaimSnapshot", sqlClaimSnapshot, []any{pool, key}, func(row pgx.Rows) error {

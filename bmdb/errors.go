@@ -46,6 +46,12 @@ func (e *ambiguousError) Error() string        { return fmt.Sprintf("%v: %v", Er
 func (e *ambiguousError) Unwrap() error        { return e.err }
 func (e *ambiguousError) Is(target error) bool { return target == ErrAmbiguous }
 
+// callersError is an error of a caller's closure that looks like the loss of a connection and is not: trying again does not cure it.
+type callersError struct{ err error }
+
+func (e *callersError) Error() string { return e.err.Error() }
+func (e *callersError) Unwrap() error { return e.err }
+
 // NotStartedError says why none of the machines that a retriever named was started, where no other work was in the way. It wraps
 // ErrNothingToDo.
 type NotStartedError struct {

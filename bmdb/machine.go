@@ -214,7 +214,7 @@ func (c *Connection) MachineTarget(ctx context.Context, id uuid.UUID) (Target, e
 // does not have are missing in the result, which is ordered by ID. It needs no session.
 func (c *Connection) MachineSnapshots(ctx context.Context, ids []uuid.UUID) ([]MachineSnapshot, error) {
 	var list []MachineSnapshot
-	err := c.transactAt(ctx, "machine snapshots", repeatableRead, func(ctx context.Context, tx *Tx) error {
+	err := c.snapshot(ctx, "machine snapshots", func(ctx context.Context, tx *Tx) error {
 		b := &snapshots{of: map[uuid.UUID]int{}}
 		b.queue(tx, ids)
 		if err := tx.flush(ctx); err != nil {

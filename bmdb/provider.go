@@ -320,7 +320,7 @@ func (l *limitState) arrange(ctx context.Context, tx *Tx) error {
 // limits. It needs no session.
 func (c *Connection) ProviderSnapshot(ctx context.Context, cluster, pool, provider string) (ProviderState, error) {
 	var p ProviderState
-	err := c.transactAt(ctx, "provider snapshot", repeatableRead, func(_ context.Context, tx *Tx) error {
+	err := c.snapshot(ctx, "provider snapshot", func(_ context.Context, tx *Tx) error {
 		p = ProviderState{}
 		tx.queueRows("ProviderState", sqlProviderState, []any{pool, provider, limitID(pool, provider)}, func(row pgx.Rows) error {
 			return row.Scan(&p.Machines, &p.MaxMachines, &p.Parallelism, &p.Settling, &p.Rev, &p.Working)

@@ -32,15 +32,16 @@ type Boundary struct {
 // Tx is one attempt of a transaction. Writes are queued and sent with the next read or at the end, so that a transaction that only
 // writes is one round trip. A Tx is not safe for concurrent use and must not be used after its function returned.
 type Tx struct {
-	conn    *pgxpool.Conn
-	op      string
-	level   string
-	hook    func(context.Context, Boundary) error
-	pending []statement
-	begun   bool
-	checked bool // something queued has a verdict that Go must see before COMMIT
-	index   int
-	touched map[uuid.UUID]bool // machines whose machine_state row this transaction has written
+	conn     *pgxpool.Conn
+	op       string
+	level    string
+	hook     func(context.Context, Boundary) error
+	pending  []statement
+	begun    bool
+	readOnly bool // nothing hangs on the outcome of COMMIT
+	checked  bool // something queued has a verdict that Go must see before COMMIT
+	index    int
+	touched  map[uuid.UUID]bool // machines whose machine_state row this transaction has written
 }
 
 // errRetry makes the loop try again, for outcomes that are not errors of the database.
@@ -78,6 +79,15 @@ func (c *Connection) transactAt(ctx context.Context, op, level string, fn func(c
 	}
 }
 
+// snapshot runs reads that belong together: they see one moment. Unlike a transaction that writes, it can be tried again whatever
+// became of its COMMIT.
+func (c *Connection) snapshot(ctx context.Context, op string, fn func(ctx context.Context, tx *Tx) error) error {
+	return c.transactAt(ctx, op, repeatableRead, func(ctx context.Context, tx *Tx) error {
+		tx.readOnly = true
+		return fn(ctx, tx)
+	})
+}
+
 func (c *Connection) attempt(ctx context.Context, op, level string, fn func(ctx context.Context, tx *Tx) error) error {
 	// A closure that hangs must not keep its locks: the server ends an idle transaction after the same time.
 	ctx, cancel := context.WithTimeout(ctx, max(c.lease.idle(), time.Second))
@@ -89,6 +99,9 @@ func (c *Connection) attempt(ctx context.Context, op, level string, fn func(ctx 
 	defer conn.Release()
 	tx := &Tx{conn: conn, op: op, level: c.level(level), hook: c.config.BeforeStatement, touched: map[uuid.UUID]bool{}}
 	if err := fn(ctx, tx); err != nil {
+		if sqlState(err) == "" && lostConnection(err) && !conn.Conn().IsClosed() {
+			err = &callersError{err} // it speaks of something else than our connection
+		}
 		tx.rollback(ctx)
 		return err
 	}
@@ -211,7 +224,7 @@ func (tx *Tx) commit(ctx context.Context) error {
 	}
 	tx.queue("COMMIT", "COMMIT")
 	err := tx.flush(ctx)
-	if err != nil && lostConnection(err) {
+	if err != nil && lostConnection(err) && !tx.readOnly {
 		return &ambiguousError{err}
 	}
 	if err == nil {
@@ -290,7 +303,8 @@ func pause(ctx context.Context, attempt int) bool {
 // connection before COMMIT was sent is retryable, because the server rolls back; while COMMIT is under way it is not.
 func retryable(err error) (code string, again bool) {
 	var ambiguous *ambiguousError
-	if errors.As(err, &ambiguous) {
+	var callers *callersError
+	if errors.As(err, &ambiguous) || errors.As(err, &callers) {
 		return "", false
 	}
 	if errors.Is(err, errRetry) {

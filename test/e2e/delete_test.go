@@ -5,6 +5,7 @@ package e2e_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -26,8 +27,7 @@ func TestDeletedInMidWork(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, labOptions{})
 	// Two, so that the one that deletes is not always the one that works.
-	l.start("operator-a", "--lease", "10s")
-	l.start("operator-b", "--lease", "10s")
+	pods := []*operator{l.start("operator-a", "--lease", "10s"), l.start("operator-b", "--lease", "10s")}
 	slow := l.simulated("slow", hanging())
 	l.create(l.simulated("fast", v1alpha1.SimulatedProvider{}), slow)
 	fast, hang := names("fast", 2), names("slow", 3)
@@ -52,6 +52,15 @@ func TestDeletedInMidWork(t *testing.T) {
 	}
 	if n := l.count(countOf, "work", "Canceled"); n != len(hang) {
 		t.Errorf("%d works were cancelled, want %d", n, len(hang))
+	}
+	for _, o := range pods {
+		l.eventually(patience, "no worker of "+o.name+" goes on", func(ctx context.Context) error {
+			n, err := o.gauge(ctx, "bmdb_worker_pool_in_use")
+			if err == nil && n != 0 {
+				err = fmt.Errorf("%v do", n)
+			}
+			return err
+		})
 	}
 	if n := l.count("SELECT count(*) FROM claims WHERE claim_key = 'work' AND state = 'Detached' AND succeeded = $1 AND active = 0 AND failed = 0", len(fast)); n != 1 {
 		t.Errorf("the claim's row: %s", l.table(t.Context(), "SELECT state, succeeded, active, failed FROM claims"))

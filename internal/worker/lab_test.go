@@ -209,16 +209,16 @@ func (d *labDrivers) Open(_ context.Context, _, name string) (provider.Driver, e
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.notReady[name] {
-		return nil, notReady{}
+		return nil, notReadyError{}
 	}
 	d.opened++
 	return (*labDriver)(d), nil
 }
 
-type notReady struct{}
+type notReadyError struct{}
 
-func (notReady) Error() string     { return "the secret is missing" }
-func (notReady) NeedsPerson() bool { return true }
+func (notReadyError) Error() string     { return "the secret is missing" }
+func (notReadyError) NeedsPerson() bool { return true }
 
 type labDriver lab
 

@@ -78,7 +78,7 @@ func TestRunWithTheGeneratedRights(t *testing.T) {
 				return err
 			}
 			if ready := meta.FindStatusCondition(got.Status.Conditions, "Ready"); ready == nil || ready.Reason != want {
-				return fmt.Errorf("Ready is %+v", ready) //nolint:staticcheck // Ready is the name of a condition.
+				return fmt.Errorf("Ready is %+v", ready)
 			}
 			return nil
 		}

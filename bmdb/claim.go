@@ -156,6 +156,9 @@ type ClaimFailure struct {
 type OwnedClaim struct {
 	// Epoch is the term: it changes with each owner.
 	Epoch int64
+	// Providers are those whose machines may be worked on now; nil: all of them. The owner sets it before a round: nothing is locked that
+	// could not be reached.
+	Providers []string
 	// Spec is the claim's spec as of the last round or review.
 	Spec ClaimSpec
 	// Active, Succeeded, Failed and Skipped are its counts as of then.
@@ -179,6 +182,7 @@ const (
 	OutlookAtLimit                = "AtLimit"
 	OutlookHeld                   = "Held"
 	OutlookLockedBy               = "LockedBy"
+	OutlookProviderNotReady       = "ProviderNotReady"
 	OutlookNoSuchMachine          = "NoSuchMachine"
 	OutlookQuarantined            = "Quarantined"
 	OutlookProcessNotAvailable    = "ProcessNotAvailable"

@@ -39,7 +39,7 @@ func (c *census) complete() *Outlook {
 			return &Outlook{State: ClaimComplete, Reason: OutlookComplete, Message: c.doneMessage()}
 		}
 	case ModeDrain:
-		needing := c.count(classActive, classQuarantined, classHeld, classLockedBy, classBackedOff, classAtLimit, classReady)
+		needing := c.count(classActive, classQuarantined, classHeld, classLockedBy, classBackedOff, classAtLimit, classReady, classProviderNotReady)
 		if r.obstacle == "" && c.selected > 0 && needing == 0 && len(c.missing) == 0 {
 			return &Outlook{State: ClaimComplete, Reason: OutlookComplete, Message: c.doneMessage()}
 		}
@@ -80,7 +80,7 @@ func (c *census) unreachable() bool {
 	if c.row.spec.Mode != ModeOnce || len(c.row.spec.Names) == 0 || !c.taken {
 		return false
 	}
-	open := c.count(classActive, classNotNeeded, classHeld, classLockedBy, classBackedOff, classAtLimit, classReady)
+	open := c.count(classActive, classNotNeeded, classHeld, classLockedBy, classBackedOff, classAtLimit, classReady, classProviderNotReady)
 	return open == 0 && int64(len(c.row.spec.Names))-c.count(classQuarantined) < *c.row.spec.Completions
 }
 
@@ -123,6 +123,9 @@ func (c *census) waits(ctx context.Context) (Outlook, error) {
 	}
 	out := Outlook{State: ClaimRunning, RetryAfter: jitter(retryRarely)}
 	switch {
+	case c.count(classProviderNotReady) > 0:
+		t := c.largest(classProviderNotReady)
+		out.Reason, out.Message = OutlookProviderNotReady, fmt.Sprintf("%s ready, but provider %s is not", machines(t.machines), t.failing)
 	case len(c.missing) > 0:
 		out.Reason, out.Message = OutlookNoSuchMachine, fmt.Sprintf("%s named and not in pool %s: %s", machines(int64(len(c.missing))), c.row.spec.Pool, listed(c.missing))
 	case c.count(classQuarantined) > 0:

@@ -34,6 +34,8 @@ const (
 	classBackedOff   = "BackedOff"
 	classAtLimit     = "AtLimit"
 	classReady       = "Ready"
+	// classProviderNotReady are those that would be Ready, were it not for their provider: only the owner knows.
+	classProviderNotReady = "ProviderNotReady"
 )
 
 // ReviewClaim finds out whether a claim that its owner owns is over, and if not, why nothing more can be started for it now; and writes that to
@@ -69,7 +71,7 @@ func (s *Session) reviewClaim(ctx context.Context, claim *OwnedClaim) (Outlook, 
 		}
 	}
 	began := now()
-	c := &census{row: r, conn: s.conn}
+	c := &census{row: r, conn: s.conn, claim: claim}
 	if r.active == 0 || len(r.spec.Names) > 0 {
 		if err := c.take(ctx); err != nil {
 			return Outlook{}, err
@@ -177,6 +179,7 @@ type tally struct {
 type census struct {
 	conn     *Connection
 	row      *claimRow
+	claim    *OwnedClaim
 	taken    bool
 	tallies  []tally
 	missing  []string // names that no machine has
@@ -196,26 +199,26 @@ func (c *census) take(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		_, _, err = c.add(ctx, "ReviewNames", sqlReviewNames, append(spec.selectionArgs(), spec.Names))
-		return err
-	}
-	providers := []string{spec.Provider}
-	if spec.Provider == "" {
-		err := c.conn.read(ctx, "ProvidersOfPool", sqlProvidersOfPool, []any{spec.Pool}, func() { providers = nil }, func(row pgx.Rows) error {
-			var p string
-			err := row.Scan(&p)
-			providers = append(providers, p)
-			return err
-		})
-		if err != nil {
+		if c.claim == nil || c.claim.Providers == nil {
+			_, _, err = c.add(ctx, "ReviewNames", sqlReviewNames, spec, spec.Names)
 			return err
 		}
+	}
+	providers, err := c.providers(ctx)
+	if err != nil {
+		return err
 	}
 	for _, p := range providers {
 		of := *spec
 		of.Provider = p
+		if len(spec.Names) > 0 {
+			if _, _, err := c.add(ctx, "ReviewNames", sqlReviewNames, &of, spec.Names); err != nil {
+				return err
+			}
+			continue
+		}
 		for last, more := uuid.Nil, true; more; {
-			n, end, err := c.add(ctx, "ReviewPage", sqlReviewPage, append(of.selectionArgs(), last, reviewPage))
+			n, end, err := c.add(ctx, "ReviewPage", sqlReviewPage, &of, last, reviewPage)
 			if err != nil {
 				return err
 			}
@@ -225,10 +228,25 @@ func (c *census) take(ctx context.Context) error {
 	return nil
 }
 
-// add classifies a page of machines, and returns how many it had and the last of them.
-func (c *census) add(ctx context.Context, name, sql string, args []any) (machines int64, last uuid.UUID, err error) {
+// providers are those that the selected machines may have.
+func (c *census) providers(ctx context.Context) (providers []string, err error) {
+	if p := c.row.spec.Provider; p != "" {
+		return []string{p}, nil
+	}
+	err = c.conn.read(ctx, "ProvidersOfPool", sqlProvidersOfPool, []any{c.row.spec.Pool}, func() { providers = nil }, func(row pgx.Rows) error {
+		var p string
+		err := row.Scan(&p)
+		providers = append(providers, p)
+		return err
+	})
+	return providers, err
+}
+
+// add classifies a page of machines, of the provider of a spec if it has one, and returns how many it had and the last of them.
+func (c *census) add(ctx context.Context, name, sql string, of *ClaimSpec, args ...any) (machines int64, last uuid.UUID, err error) {
 	var page []tally
-	err = c.conn.read(ctx, name, sql, args, func() { page, machines, last = nil, 0, uuid.Nil }, func(row pgx.Rows) error {
+	unready := of.Provider != "" && !c.claim.mayUse(of.Provider)
+	err = c.conn.read(ctx, name, sql, append(of.selectionArgs(), args...), func() { page, machines, last = nil, 0, uuid.Nil }, func(row pgx.Rows) error {
 		var t tally
 		var example *string
 		if err := row.Scan(&t.class, &t.failing, &t.machines, &t.passes, &example); err != nil {
@@ -236,6 +254,9 @@ func (c *census) add(ctx context.Context, name, sql string, args []any) (machine
 		}
 		if example != nil {
 			t.example = *example
+		}
+		if t.class == classReady && unready {
+			t.class, t.failing = classProviderNotReady, of.Provider
 		}
 		if t.class != "" {
 			page = append(page, t)

@@ -6,6 +6,7 @@ package bmdb
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 )
@@ -41,6 +42,7 @@ func (s *Session) claimRound(ctx context.Context, claim *OwnedClaim, free int) (
 	if err != nil {
 		return nil, err
 	}
+	sources = slices.DeleteFunc(sources, func(s source) bool { return !claim.mayUse(s.provider) })
 	var works []*Work
 	everywhere := true
 	for _, src := range sources {
@@ -60,6 +62,10 @@ func (s *Session) claimRound(ctx context.Context, claim *OwnedClaim, free int) (
 		return nil, ErrNothingToDo
 	}
 	return works, nil
+}
+
+func (c *OwnedClaim) mayUse(provider string) bool {
+	return c == nil || c.Providers == nil || slices.Contains(c.Providers, provider)
 }
 
 // room is how many more works the claim may start, as far as its row says. The start itself decides.

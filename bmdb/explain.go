@@ -45,7 +45,7 @@ func (c *Connection) explain(ctx context.Context, machine uuid.UUID, process str
 	}
 	spec := &ClaimSpec{Pool: target.Pool, Process: process}
 	found := &census{conn: c}
-	if _, _, err := found.add(ctx, "ReviewMachine", sqlReviewMachine, append(spec.selectionArgs(), machine)); err != nil {
+	if _, _, err := found.add(ctx, "ReviewMachine", sqlReviewMachine, spec, machine); err != nil {
 		return Explanation{}, err
 	}
 	if len(found.tallies) == 0 {

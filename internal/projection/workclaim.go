@@ -112,7 +112,7 @@ func outlookVerdict(c *bmdb.ClaimSnapshot, goes State) Verdict {
 		if c.Mode == bmdb.ModeContinuous {
 			v.State, v.Reason = Good, v1alpha1.ReasonIdle
 		}
-	case bmdb.OutlookNoSuchMachine, bmdb.OutlookQuarantined, bmdb.OutlookProcessNotAvailable, bmdb.OutlookProcessNotConvergent:
+	case bmdb.OutlookNoSuchMachine, bmdb.OutlookProviderNotReady, bmdb.OutlookQuarantined, bmdb.OutlookProcessNotAvailable, bmdb.OutlookProcessNotConvergent:
 		v.State = Stalled
 	}
 	v.Message = otherwise(v.Message, "Nothing can be started at the moment.")

@@ -87,6 +87,7 @@ func TestWorkClaimConditions(t *testing.T) {
 		{"held", projection.ClaimFacts{Snapshot: outlook(bmdb.ModeOnce, bmdb.OutlookHeld)}, "Managed+Reconciling Held"},
 		{"locked", projection.ClaimFacts{Snapshot: outlook(bmdb.ModeOnce, bmdb.OutlookLockedBy)}, "Managed+Reconciling LockedBy"},
 		{"no such machine", projection.ClaimFacts{Snapshot: outlook(bmdb.ModeOnce, bmdb.OutlookNoSuchMachine)}, "Managed+Stalled NoSuchMachine"},
+		{"provider of the rest not ready", projection.ClaimFacts{Snapshot: outlook(bmdb.ModeOnce, bmdb.OutlookProviderNotReady)}, "Managed+Stalled ProviderNotReady"},
 		{"quarantined", projection.ClaimFacts{Snapshot: outlook(bmdb.ModeOnce, bmdb.OutlookQuarantined)}, "Managed+Stalled Quarantined"},
 		{"unknown process", projection.ClaimFacts{Snapshot: outlook(bmdb.ModeOnce, bmdb.OutlookProcessNotAvailable)}, "Managed+Stalled ProcessNotAvailable"},
 		{"not convergent", projection.ClaimFacts{Snapshot: outlook(bmdb.ModeContinuous, bmdb.OutlookProcessNotConvergent)}, "Managed+Stalled ProcessNotConvergent"},

@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -135,6 +137,7 @@ func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	defer drivers.release()
+	l.claim.Providers = slices.Collect(maps.Keys(drivers.drivers)) // nothing is locked that cannot be reached
 	slots, err := l.takeSlots(ctx, room)
 	if err != nil {
 		return 0, err

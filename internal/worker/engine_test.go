@@ -239,16 +239,24 @@ func TestProviderThatIsNotReady(t *testing.T) {
 	l.await("start", bmdb.ClaimComplete, bmdb.OutlookComplete)
 }
 
-// TestOneOfTwoProviders: a claim over machines of several providers goes on with those that are ready.
+// TestOneOfTwoProviders: a claim over machines of several providers goes on with those that are ready, locks nothing of the others, and
+// says what it waits for.
 func TestOneOfTwoProviders(t *testing.T) {
 	l := newLab(t, 4, "m", "other")
 	l.notReady["other"] = true
 	l.serve()
 	l.claim("start", func(c *bmdb.ClaimSpec) { c.MaxAttempts = 1 }, "m", "other")
-	s := l.await("start", bmdb.ClaimFailed, bmdb.OutlookCompletionsUnreachable)
-	if s.Succeeded != 1 || s.Failures[0].Cause != "ProviderNotReady: the secret is missing" {
-		t.Errorf("%d succeeded, failures %+v", s.Succeeded, s.Failures)
+	s := l.await("start", bmdb.ClaimRunning, bmdb.OutlookProviderNotReady)
+	if s.Succeeded != 1 || len(s.Failures) != 0 || s.Message != "1 machine ready, but provider other is not" {
+		t.Errorf("%d succeeded, failures %+v, message %q", s.Succeeded, s.Failures, s.Message)
 	}
+	if h := l.history("other"); h != "" {
+		t.Errorf("history of a machine that cannot be reached is %s", h)
+	}
+	l.mu.Lock()
+	l.notReady["other"] = false
+	l.mu.Unlock()
+	l.await("start", bmdb.ClaimComplete, bmdb.OutlookComplete)
 }
 
 // TestIdleClaim: a claim for which nothing can be started for a while does not hold its object.

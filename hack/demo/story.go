@@ -41,19 +41,17 @@ func tell(ctx context.Context, e *environment) error {
 	defer db.Close()
 
 	fmt.Println("\n$ kubectl -n metal get wclaim -w")
-	watching, stopWatching := context.WithCancel(ctx)
-	defer stopWatching()
-	watched := make(chan struct{})
+	fmt.Println("  NAME           PROCESS      DONE  ACTIVE  FAILED  STATE")
+	finished, watched := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(watched)
-		watch(watching, e)
+		watch(ctx, e, finished)
 	}()
 	victim, err := killOwner(ctx, e, db)
-	if err != nil {
-		return err
+	if err == nil {
+		_, err = e.kubectl(ctx, "-n", pool, "wait", "--for=condition=Finished", "--timeout=120s", "wclaim/"+claim)
 	}
-	_, err = e.kubectl(ctx, "-n", pool, "wait", "--for=condition=Finished", "--timeout=120s", "wclaim/"+claim)
-	stopWatching()
+	close(finished)
 	<-watched
 	if err != nil {
 		return err
@@ -84,14 +82,21 @@ func settled(ctx context.Context, e *environment) error {
 	return fmt.Errorf("machines still show work after the claim is finished: %w", ctx.Err())
 }
 
-// watch prints the claim's line whenever it changes.
-func watch(ctx context.Context, e *environment) {
+// watch prints the claim's line whenever it changes, until it is finished, and then once more.
+func watch(ctx context.Context, e *environment, finished <-chan struct{}) {
 	last := ""
-	for sleep(ctx, 200*time.Millisecond) {
+	for over := false; !over; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-finished:
+			over = true
+		case <-time.After(200 * time.Millisecond):
+		}
 		out, err := e.kubectl(ctx, "-n", pool, "get", "wclaim", claim, "--no-headers")
 		line := strings.TrimSpace(out)
-		if fields := strings.Fields(line); err == nil && len(fields) > 1 {
-			line = strings.Join(fields[:len(fields)-1], "   ") // without the age
+		if fields := strings.Fields(line); err == nil && len(fields) > 5 {
+			line = fmt.Sprintf("%-14s %-12s %-5s %-7s %-7s %s", fields[0], fields[1], fields[2], fields[3], fields[4], fields[5])
 			if line != last {
 				fmt.Println("  " + line)
 				last = line
@@ -100,11 +105,14 @@ func watch(ctx context.Context, e *environment) {
 	}
 }
 
-// killOwner waits until the claim is in the middle, with work under way, and kills the operator that does it with SIGKILL.
+// killOwner waits until the claim is in the middle, with machines done and work under way, and kills the operator that does it with SIGKILL.
 func killOwner(ctx context.Context, e *environment, db *bmdb.Connection) (string, error) {
-	for sleep(ctx, 10*time.Millisecond) {
+	for sleep(ctx, 5*time.Millisecond) {
 		c, err := db.ClaimSnapshot(ctx, pool, claim, bmdb.ClaimLimits{})
-		if err != nil || len(c.Works) == 0 {
+		if err == nil && c.State != bmdb.ClaimRunning {
+			return "", fmt.Errorf("the claim was %s before an operator could be killed", c.State)
+		}
+		if err != nil || len(c.Works) == 0 || c.Succeeded == 0 {
 			continue
 		}
 		for _, o := range e.operators {
@@ -113,7 +121,7 @@ func killOwner(ctx context.Context, e *environment, db *bmdb.Connection) (string
 					return "", err
 				}
 				<-o.process.Done()
-				fmt.Printf("  --- kill -9 %s, while it works on %d machines; its lease of %s has to run out first\n", o.name, len(c.Works), lease)
+				fmt.Printf("  --- kill -9 %s: done %d, at work on %d; its lease of %s has to run out first\n", o.name, c.Succeeded, len(c.Works), lease)
 				return o.name, nil
 			}
 		}

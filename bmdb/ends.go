@@ -10,7 +10,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -115,7 +114,7 @@ func (s *Session) gather(ctx context.Context) []*endRequest {
 
 // commitGroup commits ends together. Stale members are told so; only an error in the data splits the group.
 func (s *Session) commitGroup(ctx context.Context, group []*endRequest) {
-	ctx, cancel := context.WithTimeout(ctx, max(s.conn.lease.idle(), 5*time.Second))
+	ctx, cancel := context.WithTimeout(ctx, s.conn.lease.forEnd())
 	defer cancel()
 	won, err := s.conn.end(ctx, "end", s.actor(), group)
 	if err != nil && len(group) > 1 && isDataError(err) {
@@ -307,9 +306,8 @@ func bounded(cause string) string {
 	return cause[:cut]
 }
 
-// endAll ends any number of works that nobody waits for, in groups, and returns how many held their lock.
-func (c *Connection) endAll(ctx context.Context, op, actor string, ends []endRequest) (int, error) {
-	total := 0
+// endAll ends any number of works that nobody waits for, in groups, and returns how many held their lock. Those that fail are left out.
+func (c *Connection) endAll(ctx context.Context, op, actor string, ends []endRequest) (total int, failed error) {
 	for group := range slices.Chunk(ends, maxEnds) {
 		members := make([]*endRequest, len(group))
 		for i := range group {
@@ -317,11 +315,19 @@ func (c *Connection) endAll(ctx context.Context, op, actor string, ends []endReq
 		}
 		won, err := c.end(ctx, op, actor, members)
 		total += len(won)
-		if err != nil {
-			return total, fmt.Errorf("%s: %w", op, err)
+		if err == nil {
+			continue
+		}
+		// One that cannot be ended keeps nobody from the others.
+		for _, r := range members {
+			won, err := c.end(ctx, op, actor, []*endRequest{r})
+			total += len(won)
+			if err != nil {
+				failed = errors.Join(failed, fmt.Errorf("%s of machine %s: %w", op, r.machine, err))
+			}
 		}
 	}
-	return total, nil
+	return total, failed
 }
 
 // endWorksOf ends everything that is open under a session, by pages.

@@ -33,6 +33,9 @@ func (l lease) watch() time.Duration { return l.length / 2 }
 // trusted returns until when the holder may act, given when its last good beat was sent.
 func (l lease) trusted(sent boottime) boottime { return sent.add(l.length - l.margin()) }
 
+// forEnd is how long an end may take: an attempt that is cut off, and reading back what became of it.
+func (l lease) forEnd() time.Duration { return 2*l.idle() + 5*time.Second }
+
 // takeover is the longest time between a holder's death and the end of its session by a reaper that looks every poll (with as much
 // again for jitter), whose transaction waits for a closure of the dead that the server ends after idle.
 func (l lease) takeover() time.Duration {

@@ -144,19 +144,14 @@ func (m *maintenance) sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(lost) > 0 {
-		n, err := m.conn.endAll(ctx, "sweep", m.conn.config.RuntimeInfo, lost)
-		if n > 0 {
-			m.conn.log.WarnContext(ctx, "swept works that nobody ended", "works", n)
-		}
-		if err != nil {
-			return err
-		}
+	n, failed := m.conn.endAll(ctx, "sweep", m.conn.config.RuntimeInfo, lost)
+	if n > 0 {
+		m.conn.log.WarnContext(ctx, "swept works that nobody ended", "works", n)
 	}
-	return m.conn.transact(ctx, "sweep", func(_ context.Context, tx *Tx) error {
+	return errors.Join(failed, m.conn.transact(ctx, "sweep", func(_ context.Context, tx *Tx) error {
 		tx.queue("FreeLostSlots", sqlFreeLostSlots)
 		return nil
-	})
+	}))
 }
 
 // promote evaluates machines again whose time has come: the end of a backoff or of a hold, or a silence that has become too long.

@@ -240,9 +240,21 @@ func (w *Work) Cancel(ctx context.Context) {
 		return
 	}
 	if err := w.endAsData(ctx, w.request(EventCanceled, "")); err != nil && !errors.Is(err, ErrWorkLost) {
-		w.session.conn.log.WarnContext(ctx, "canceling work failed; it ends with its session", "machine", w.Machine, "process", w.process, "error", err)
+		w.Abandon()
+		w.session.conn.log.WarnContext(ctx, "canceling work failed; a beat releases it", "machine", w.Machine, "process", w.process, "error", err)
 	}
 }
+
+// Abandon is for a worker that has stopped and could not commit any end: nobody works on the machine any more. A later beat of the
+// session finds the work that nobody knows, and releases it.
+func (w *Work) Abandon() {
+	if w != nil && !w.done.Load() {
+		w.lose(errAbandoned)
+	}
+}
+
+// errAbandoned is the cause with which the context of an abandoned work ends.
+var errAbandoned = errors.New("the work was abandoned")
 
 func (w *Work) endAsData(ctx context.Context, r *endRequest) error {
 	return w.end(ctx, r.event, func(ctx context.Context) (string, error) { return w.session.submit(ctx, r) })
@@ -254,7 +266,7 @@ func (w *Work) end(ctx context.Context, event string, commit func(ctx context.Co
 	if w.done.Load() || w.ending.Swap(true) {
 		return ErrWorkLost
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(w.session.conn.lease.idle(), 5*time.Second))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), w.session.conn.lease.forEnd())
 	defer cancel()
 	got, err := commit(ctx)
 	if err != nil {

@@ -215,25 +215,46 @@ func (o *Objects) Idle(ctx context.Context, pool, key string) error {
 
 // setFinalizer adds or removes our finalizer. The UID keeps it from making an object that is gone.
 func (o *Objects) setFinalizer(ctx context.Context, claim *v1alpha1.WorkClaim, wanted bool) error {
-	configuration := ac.WorkClaim(claim.Name, claim.Namespace).WithUID(claim.UID)
+	var err error
 	if wanted {
-		configuration = configuration.WithFinalizers(FinalizerWork)
+		configuration := ac.WorkClaim(claim.Name, claim.Namespace).WithUID(claim.UID).WithFinalizers(FinalizerWork)
+		err = o.client.Apply(ctx, configuration, FieldOwner, client.ForceOwnership)
+	} else {
+		// By a patch and not by applying without it: a manifest that was copied while work went on makes somebody else its owner too.
+		freed := claim.DeepCopy()
+		controllerutil.RemoveFinalizer(freed, FinalizerWork)
+		err = o.client.Patch(ctx, freed, client.MergeFromWithOptions(claim, client.MergeFromWithOptimisticLock{}), FieldOwner)
 	}
-	err := o.client.Apply(ctx, configuration, FieldOwner, client.ForceOwnership)
 	switch {
 	case err == nil:
 		return nil
-	case apierrors.IsNotFound(err), apierrors.IsConflict(err): // gone, or another object of the name
-		if wanted {
-			return worker.ErrGone
-		}
+	case wanted && (apierrors.IsNotFound(err) || apierrors.IsConflict(err)): // gone, or another object of the name
+		return worker.ErrGone
+	case apierrors.IsNotFound(err):
 		return nil
+	case !wanted && apierrors.IsConflict(err):
+		return o.freeLatest(ctx, claim)
 	case wanted && apierrors.IsForbidden(err) && claim.DeletionTimestamp == nil:
 		// An object that is being deleted takes no finalizer: the API server says so, or that we may not write at all.
 		return fmt.Errorf("add finalizer to WorkClaim %s/%s: %w", claim.Namespace, claim.Name, err)
 	default:
 		return fmt.Errorf("change finalizer of WorkClaim %s/%s: %w", claim.Namespace, claim.Name, err)
 	}
+}
+
+// freeLatest removes our finalizer from an object whose copy in the cache is out of date.
+func (o *Objects) freeLatest(ctx context.Context, stale *v1alpha1.WorkClaim) error {
+	var claim v1alpha1.WorkClaim
+	err := o.live.Get(ctx, client.ObjectKeyFromObject(stale), &claim)
+	if err == nil && claim.UID == stale.UID && controllerutil.ContainsFinalizer(&claim, FinalizerWork) {
+		latest := claim.DeepCopy()
+		controllerutil.RemoveFinalizer(latest, FinalizerWork)
+		err = o.client.Patch(ctx, latest, client.MergeFromWithOptions(&claim, client.MergeFromWithOptimisticLock{}), FieldOwner)
+	}
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("remove finalizer of WorkClaim %s/%s: %w", stale.Namespace, stale.Name, err)
+	}
+	return nil
 }
 
 // Missing implements worker.Objects.

@@ -165,6 +165,9 @@ func (r *WorkClaimReconciler) judgeProviders(ctx context.Context, s *claimScope)
 		s.refusal.State = projection.Waiting
 	case missing && age < settling:
 		s.refusal.State, s.again = projection.Waiting, settling-max(age, 0)
+	default:
+		// Which providers the claim needs depends on its machines too, and their coming wakes nobody here.
+		s.again = jitter(recheck)
 	}
 	return nil
 }

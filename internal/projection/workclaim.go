@@ -150,6 +150,9 @@ func claimProgress(c *bmdb.ClaimSnapshot) string {
 	switch {
 	case c.Mode == bmdb.ModeOnce && c.Completions != nil:
 		return fmt.Sprintf("%d/%d", done, *c.Completions)
+	case c.Mode == bmdb.ModeDrain && c.State == bmdb.ClaimComplete:
+		// None needs the process, whoever did it.
+		return fmt.Sprintf("%d/%d", max(c.Selected, done), max(c.Selected, done))
 	case c.Mode == bmdb.ModeDrain && c.Selected > 0:
 		return fmt.Sprintf("%d/%d", done, max(c.Selected, done))
 	default:

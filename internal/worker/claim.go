@@ -43,6 +43,7 @@ type claimLoop struct {
 	running atomic.Int64
 	waiting atomic.Bool // for a place in the pool
 	soon    atomic.Bool // a nudge is on its way
+	freed   bool        // the claim's object was freed; only the loop itself uses it
 }
 
 var (
@@ -127,10 +128,17 @@ func (l *claimLoop) await(ctx context.Context, wait time.Duration) {
 func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 	room := max(l.claim.Spec.Parallelism, 1) - l.running.Load()
 	if room <= 0 {
-		return longestWait, nil // an end wakes us
-	}
-	if err := l.engine.objects.Admit(ctx, l.id.pool, l.id.key); err != nil {
-		return 0, fmt.Errorf("admit claim: %w", err)
+		// Parallelism may have been raised since; a round without places only reads the claim.
+		_, err := l.owner.ClaimRound(ctx, l.claim, 0)
+		switch {
+		case errors.Is(err, bmdb.ErrClaimLost):
+			return l.review(ctx)
+		case err != nil && !errors.Is(err, bmdb.ErrNothingToDo):
+			return 0, fmt.Errorf("read claim: %w", err)
+		}
+		if room = max(l.claim.Spec.Parallelism, 1) - l.running.Load(); room <= 0 {
+			return longestWait, nil // an end wakes us
+		}
 	}
 	drivers, err := l.openDrivers(ctx)
 	if err != nil {
@@ -138,6 +146,22 @@ func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 	}
 	defer drivers.release()
 	l.claim.Providers = slices.Collect(maps.Keys(drivers.drivers)) // nothing is locked that cannot be reached
+	if l.freed {
+		// Its object is left alone until there is something to start.
+		outlook, err := l.owner.ReviewClaim(ctx, l.claim)
+		switch {
+		case err != nil:
+			return 0, fmt.Errorf("review claim: %w", err)
+		case outlook.State == bmdb.ClaimComplete || outlook.State == bmdb.ClaimFailed:
+			return 0, errOver
+		case outlook.Reason != bmdb.OutlookWorking:
+			return waitFor(outlook), nil
+		}
+		l.freed = false
+	}
+	if err := l.engine.objects.Admit(ctx, l.id.pool, l.id.key); err != nil {
+		return 0, fmt.Errorf("admit claim: %w", err)
+	}
 	slots, err := l.takeSlots(ctx, room)
 	if err != nil {
 		return 0, err
@@ -175,9 +199,15 @@ func (l *claimLoop) review(ctx context.Context) (time.Duration, error) {
 	}
 	if l.running.Load() == 0 && outlook.RetryAfter >= idleFrom {
 		l.idle(ctx)
+		l.freed = true
 	}
+	return waitFor(outlook), nil
+}
+
+// waitFor is for how long it is not worth to look again.
+func waitFor(outlook bmdb.Outlook) time.Duration {
 	wait := min(max(outlook.RetryAfter, shortestWait), longestWait)
-	return wait + rand.N(wait/4), nil
+	return wait + rand.N(wait/4)
 }
 
 // takeSlots takes one place in the pool, for which it waits, and further ones up to room that are free.

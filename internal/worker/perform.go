@@ -35,6 +35,7 @@ type performance struct {
 	machine provider.Machine
 	changed func()
 	log     logr.Logger
+	stopped bool // the worker touches the machine no more
 }
 
 // Work is what the engine needs of a work; a *bmdb.Work is one.
@@ -48,6 +49,9 @@ type Work interface {
 
 // canceler ends a work without a backoff; it is apart from Work because it cannot fail.
 type canceler interface{ Cancel(ctx context.Context) }
+
+// abandoner leaves a work to its session.
+type abandoner interface{ Abandon() }
 
 type result struct {
 	outcome bmdb.Outcome
@@ -79,6 +83,7 @@ func (p *performance) run(ctx context.Context, grace, lease time.Duration, obser
 			return
 		}
 	}
+	p.stopped = true
 	p.end(ctx, r)
 }
 
@@ -150,7 +155,10 @@ func (p *performance) commit(ctx context.Context, what string, end func(ctx cont
 		}
 		p.log.Info("work's end could not be committed; it is tried again", "end", what, "error", err.Error())
 		if !sleep(ctx, wait) {
-			p.log.Error(err, "work's end could not be committed; its session's end ends it", "end", what)
+			p.log.Error(err, "work's end could not be committed; it is left to its session", "end", what)
+			if a, ok := p.work.(abandoner); ok && p.stopped {
+				a.Abandon()
+			}
 			return
 		}
 	}

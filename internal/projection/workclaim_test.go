@@ -153,6 +153,9 @@ func TestProgress(t *testing.T) {
 		{func(c *bmdb.ClaimSnapshot) {
 			c.Mode, c.Completions, c.Succeeded, c.Selected = bmdb.ModeDrain, nil, 4, 9
 		}, "4/9"},
+		{func(c *bmdb.ClaimSnapshot) { // none needs it, whoever did it
+			c.Mode, c.Completions, c.Succeeded, c.Selected, c.State = bmdb.ModeDrain, nil, 0, 6, bmdb.ClaimComplete
+		}, "6/6"},
 		{func(c *bmdb.ClaimSnapshot) { c.Mode, c.Completions, c.Succeeded = bmdb.ModeContinuous, nil, 12 }, "12"},
 	} {
 		got := projection.WorkClaim(&v1alpha1.WorkClaimStatus{}, projection.ClaimFacts{Snapshot: claim(test.change), Cluster: here, Now: now})

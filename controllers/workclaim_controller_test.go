@@ -12,8 +12,10 @@ import (
 	"github.com/fluxcd/cli-utils/pkg/kstatus/status"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
+	ac "github.com/bmdb-dev/bmdb-operator/api/v1alpha1/applyconfiguration/api/v1alpha1"
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
 	"github.com/bmdb-dev/bmdb-operator/controllers"
 	"github.com/bmdb-dev/bmdb-operator/internal/worker"
@@ -276,6 +278,29 @@ func TestIdleClaimHasNoFinalizer(t *testing.T) {
 	l.reconcile(c)
 	if len(c.Finalizers) != 0 {
 		t.Errorf("finalizers of a claim that is over are %v", c.Finalizers)
+	}
+}
+
+// TestFinalizerOfACopiedManifest: somebody who applied a copy of the object, with our finalizer in it, does not keep it there.
+func TestFinalizerOfACopiedManifest(t *testing.T) {
+	l := fleet(t, 1, labOptions{})
+	c := l.claim("c", nil, "m00")
+	l.reconcile(c)
+	if err := l.objects.Admit(t.Context(), l.namespace, "c"); err != nil {
+		t.Fatal(err)
+	}
+	copied := ac.WorkClaim(c.Name, c.Namespace).WithFinalizers(controllers.FinalizerWork, "example.com/keep")
+	if err := l.client.Apply(t.Context(), copied, client.FieldOwner("a-person"), client.ForceOwnership); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.objects.Idle(t.Context(), l.namespace, "c"); err != nil {
+		t.Fatal(err)
+	}
+	if l.read(c); !slices.Equal(c.Finalizers, []string{"example.com/keep"}) {
+		t.Errorf("finalizers of an idle claim are %v", c.Finalizers)
+	}
+	if err := l.client.Apply(t.Context(), ac.WorkClaim(c.Name, c.Namespace), client.FieldOwner("a-person"), client.ForceOwnership); err != nil {
+		t.Fatal(err) // so that the namespace can go
 	}
 }
 

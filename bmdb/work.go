@@ -240,13 +240,12 @@ func (w *Work) Cancel(ctx context.Context) {
 		return
 	}
 	if err := w.endAsData(ctx, w.request(EventCanceled, "")); err != nil && !errors.Is(err, ErrWorkLost) {
-		w.Abandon()
-		w.session.conn.log.WarnContext(ctx, "canceling work failed; a beat releases it", "machine", w.Machine, "process", w.process, "error", err)
+		w.session.conn.log.WarnContext(ctx, "canceling work failed; it is still open", "machine", w.Machine, "process", w.process, "error", err)
 	}
 }
 
 // Abandon is for a worker that has stopped and could not commit any end: nobody works on the machine any more. A later beat of the
-// session finds the work that nobody knows, and releases it.
+// session finds the work that nobody knows, and releases it. It does nothing to a work that has ended.
 func (w *Work) Abandon() {
 	if w != nil && !w.done.Load() {
 		w.lose(errAbandoned)

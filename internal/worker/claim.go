@@ -318,6 +318,7 @@ func (l *claimLoop) do(ctx context.Context, w *bmdb.Work, spec *bmdb.ClaimSpec, 
 	if err != nil {
 		log.Info("work is cancelled before it began", "cause", err.Error())
 		w.Cancel(ctx)
+		w.Abandon() // if that failed
 		return
 	}
 	p := &performance{

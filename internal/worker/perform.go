@@ -112,6 +112,7 @@ func (p *performance) end(ctx context.Context, r result) {
 		p.log.Info("work is cancelled", "cause", context.Cause(ctx).Error())
 		if c, ok := p.work.(canceler); ok {
 			c.Cancel(ctx)
+			p.abandon()
 		}
 	case errors.Is(r.err, errPanicked):
 		p.fail(ctx, &p.backoff, fmt.Sprintf("%s: %v", reasonPanicked, r.err))
@@ -156,11 +157,18 @@ func (p *performance) commit(ctx context.Context, what string, end func(ctx cont
 		p.log.Info("work's end could not be committed; it is tried again", "end", what, "error", err.Error())
 		if !sleep(ctx, wait) {
 			p.log.Error(err, "work's end could not be committed; it is left to its session", "end", what)
-			if a, ok := p.work.(abandoner); ok && p.stopped {
-				a.Abandon()
+			if p.stopped {
+				p.abandon()
 			}
 			return
 		}
+	}
+}
+
+// abandon leaves a work that has not ended to its session.
+func (p *performance) abandon() {
+	if a, ok := p.work.(abandoner); ok {
+		a.Abandon()
 	}
 }
 

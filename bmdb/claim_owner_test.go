@@ -216,6 +216,12 @@ func ownUntil(ctx context.Context, t *testing.T, l *lab, s *bmdb.Session, worker
 			t.Errorf("round: %v", err)
 			return true
 		}
+		if left -= len(works); left <= 0 && len(works) > 0 {
+			// Killed in the middle, with works that nobody ended, as another pod's reaper does it.
+			l.expire(s.UUID)
+			l.reap(l.conn)
+			return false
+		}
 		for _, w := range works {
 			<-free
 			busy.Go(func() {
@@ -233,12 +239,6 @@ func ownUntil(ctx context.Context, t *testing.T, l *lab, s *bmdb.Session, worker
 					t.Errorf("end: %v", err)
 				}
 			})
-		}
-		if left -= len(works); left <= 0 && len(works) > 0 {
-			// Killed in the middle, as another pod's reaper does it.
-			l.expire(s.UUID)
-			l.reap(l.conn)
-			return false
 		}
 	}
 }

@@ -69,6 +69,8 @@ func operatorFlags(f *pflag.FlagSet, c *Config) {
 	f.IntVar(&c.Reconciles, "concurrent-reconciles", 16, "objects of each kind that are reconciled at once")
 	f.Int32Var(&c.DatabaseConnections, "database-connections", 16, "connections to the database, beside the two that keep the session alive")
 	f.StringVar(&c.MetricsAddress, "metrics-bind-address", ":8080", "where metrics are served; 0 serves none")
+	f.BoolVar(&c.MetricsSecure, "metrics-secure", false, "serve metrics by HTTPS, to those whom the API server knows by their token and allows to get /metrics")
+	f.StringVar(&c.MetricsCertDir, "metrics-cert-dir", "", "directory with tls.crt and tls.key to serve metrics with, read again when they change. Default: a certificate signed by itself")
 	f.StringVar(&c.HealthAddress, "health-probe-bind-address", ":8081", "where /healthz and /readyz are served; 0 serves none")
 	f.StringVar(&c.Kubeconfig, "kubeconfig", "", "file with the way to the API server. Default: that of the pod, then KUBECONFIG, then ~/.kube/config")
 	f.StringVar(&c.PodName, "pod-name", "", "name of this pod, shown in statuses and history. Default: the host's name")

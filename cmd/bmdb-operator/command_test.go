@@ -111,6 +111,8 @@ func TestRefusals(t *testing.T) {
 		{"unknown level", []string{"--database-url", "x", "--log-level", "loud"}, "--log-level"},
 		{"unknown format", []string{"--database-url", "x", "--log-format", "xml"}, "--log-format"},
 		{"accept what", []string{"accept", "m", "everything", "--database-url", "x"}, "host-key or owner"},
+		{"certificate without HTTPS", []string{"--database-url", "x", "--metrics-cert-dir", t.TempDir()}, "--metrics-secure"},
+		{"no certificate", []string{"--database-url", "x", "--metrics-secure", "--metrics-cert-dir", t.TempDir()}, "tls.crt"},
 		{"extra argument", []string{"run", "now"}, "unknown command"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

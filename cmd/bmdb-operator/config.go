@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"time"
 )
 
@@ -29,6 +30,8 @@ type Config struct {
 	Reconciles          int
 	DatabaseConnections int32
 	MetricsAddress      string
+	MetricsSecure       bool
+	MetricsCertDir      string
 	HealthAddress       string
 	Kubeconfig          string
 	PodName             string
@@ -57,12 +60,37 @@ func (c *Config) complete() error {
 			return fmt.Errorf("%s is too small", flag)
 		}
 	}
+	if err := c.requireMetricsCertificate(); err != nil {
+		return err
+	}
 	if c.PodName == "" {
 		host, err := os.Hostname()
 		if err != nil {
 			return fmt.Errorf("find this host's name, use --pod-name instead: %w", err)
 		}
 		c.PodName = host
+	}
+	return nil
+}
+
+// The names of the files in a directory with a certificate, as Secrets of type kubernetes.io/tls have them.
+const (
+	certificateFile = "tls.crt"
+	keyFile         = "tls.key"
+)
+
+// requireMetricsCertificate sees that a certificate that was asked for is there: the server of metrics would make one of its own instead.
+func (c *Config) requireMetricsCertificate() error {
+	if c.MetricsCertDir == "" {
+		return nil
+	}
+	if !c.MetricsSecure {
+		return errors.New("--metrics-cert-dir is of use with --metrics-secure only")
+	}
+	for _, name := range []string{certificateFile, keyFile} {
+		if _, err := os.Stat(filepath.Join(c.MetricsCertDir, name)); err != nil {
+			return fmt.Errorf("find certificate of --metrics-cert-dir: %w", err)
+		}
 	}
 	return nil
 }

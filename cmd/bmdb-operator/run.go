@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
+	"sigs.k8s.io/controller-runtime/pkg/metrics/filters"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
@@ -205,7 +206,7 @@ func (c *Config) newManager(config *rest.Config, scheme *runtime.Scheme) (manage
 	m, err := manager.New(config, manager.Options{
 		Scheme:                  scheme,
 		Cache:                   cache.Options{DefaultNamespaces: namespaces},
-		Metrics:                 metricsserver.Options{BindAddress: c.MetricsAddress},
+		Metrics:                 c.metricsOptions(),
 		HealthProbeBindAddress:  c.HealthAddress,
 		GracefulShutdownTimeout: &grace,
 	})
@@ -216,4 +217,17 @@ func (c *Config) newManager(config *rest.Config, scheme *runtime.Scheme) (manage
 		return nil, fmt.Errorf("add health check: %w", err)
 	}
 	return m, nil
+}
+
+// +kubebuilder:rbac:groups=authentication.k8s.io,resources=tokenreviews,verbs=create
+// +kubebuilder:rbac:groups=authorization.k8s.io,resources=subjectaccessreviews,verbs=create
+
+// metricsOptions say how metrics are served. In a cluster the API server says to whom.
+func (c *Config) metricsOptions() metricsserver.Options {
+	options := metricsserver.Options{BindAddress: c.MetricsAddress}
+	if c.MetricsSecure {
+		options.SecureServing, options.FilterProvider = true, filters.WithAuthenticationAndAuthorization
+		options.CertDir, options.CertName, options.KeyName = c.MetricsCertDir, certificateFile, keyFile
+	}
+	return options
 }

@@ -269,6 +269,7 @@ func queueOutcomes(tx *Tx, group []*endRequest) {
 	}
 	if len(agents.works) > 0 {
 		tx.queue("SetAgents", sqlSetAgents, agents.machines, agents.works, agents.values)
+		tx.queue("DropHeartbeats", sqlDropHeartbeats, agents.machines, agents.works)
 	}
 	if len(reports.works) > 0 {
 		tx.queue("SetReports", sqlSetReports, reports.machines, reports.works, reports.values)

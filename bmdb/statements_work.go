@@ -277,6 +277,14 @@ FROM (SELECT unnest($1::uuid[]) AS machine_id, unnest($2::uuid[]) AS work_id, un
 JOIN work_history h ON h.machine_id = x.machine_id AND h.work_id = x.work_id AND h.phase = 1 AND h.event = 'Finished'
 ON CONFLICT (machine_id) DO UPDATE SET agent_started_at = excluded.agent_started_at, agent_public_key = excluded.agent_public_key`
 
+	// sqlDropHeartbeats forgets what was heard before an agent was started anew, and what is too old to count: the lapse that brought a
+	// recovery is over with it, and the next begins with the start of the agent. What was heard of the new agent already stays.
+	sqlDropHeartbeats = `
+DELETE FROM machine_agent_heartbeat b USING work_history h, work w, machine_state m
+WHERE h.machine_id = ANY($1) AND h.work_id = ANY($2) AND h.phase = 1 AND h.event = 'Finished'
+  AND w.machine_id = h.machine_id AND w.process = h.process AND m.machine_id = h.machine_id AND b.machine_id = h.machine_id
+  AND (b.agent_heartbeat_at < w.started_at OR m.unresponsive_at <= clock_timestamp())`
+
 	sqlSetReports = `
 INSERT INTO machine_hardware_report (machine_id, hardware_report_raw)
 SELECT x.machine_id, x.raw

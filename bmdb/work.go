@@ -204,7 +204,8 @@ func (w *Work) Finish(ctx context.Context, fn func(q *model.Queries) error) erro
 // Outcome is what a work found or made, as data: what FinishData records of it. Tags that the process's definition sets and clears
 // need no mention.
 type Outcome struct {
-	// AgentPublicKey records the tag AgentStarted, with this ed25519 key. nil: not recorded.
+	// AgentPublicKey records the tag AgentStarted, with this ed25519 key, and ends a lapse: the tag AgentHeartbeat goes unless the agent
+	// was heard of since the work began. nil: not recorded.
 	AgentPublicKey []byte
 	// HardwareReport records the tag HardwareReport. nil: not recorded.
 	HardwareReport []byte

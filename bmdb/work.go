@@ -234,8 +234,9 @@ func (w *Work) Fail(ctx context.Context, b *Backoff, cause string) error {
 	return w.endAsData(ctx, r)
 }
 
-// Cancel ends the work without a backoff, unless it has ended already. It works when ctx is already cancelled. An error is logged: the
-// lock goes with the session. It may be called on a nil *Work, and more than once, so it can be deferred.
+// Cancel ends the work without a backoff, unless it has ended already. It works when ctx is already cancelled. An error is logged, and
+// the work still is open: Cancel may be called again, and a worker that has stopped and tries no more calls Abandon, without which the
+// lock stays until the session is over. It may be called on a nil *Work, and more than once, so it can be deferred.
 func (w *Work) Cancel(ctx context.Context) {
 	if w == nil || w.done.Load() {
 		return
@@ -245,8 +246,9 @@ func (w *Work) Cancel(ctx context.Context) {
 	}
 }
 
-// Abandon is for a worker that has stopped and could not commit any end: nobody works on the machine any more. A later beat of the
-// session finds the work that nobody knows, and releases it. It does nothing to a work that has ended.
+// Abandon is for a worker that has stopped and could not commit any end, a Cancel that failed among them: nobody works on the machine any
+// more. A later beat of the session finds the work that nobody knows, and releases it. It does nothing to a work that has ended. While the
+// worker may still touch the machine, neither Cancel nor Abandon is right: then Fail with a backoff, or leave the work to its deadline.
 func (w *Work) Abandon() {
 	if w != nil && !w.done.Load() {
 		w.lose(errAbandoned)

@@ -87,6 +87,8 @@ mutants: ## Break one line at a time and see that the named test fails
 .PHONY: test-cockroach
 test-cockroach: ## Run the library's tests against the server that BMDB_TEST_COCKROACH_URL names
 	@[[ -n "$${BMDB_TEST_COCKROACH_URL:-}" ]] || { echo "set BMDB_TEST_COCKROACH_URL to the URL of a server whose user may create databases" >&2; exit 2; }
+	@hack/prerequisites.sh test
+	@# Of what the other tests need, the library's tests need no control plane.
 	@BMDB_TEST_DATABASE_URL="$$BMDB_TEST_COCKROACH_URL" go test -race -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./bmdb/...
 
 .PHONY: image

@@ -18,9 +18,9 @@ import (
 // what differs, so it can be called for every change of an object. The same (pool, provider, provider ID) is the same row for ever,
 // whichever cluster looks at it and however often its object is made again.
 //
-// The first view manages: its name, address and labels go to the database. The role passes to the next that calls when it is detached. A
-// machine that had views and lost the last one gives its name and address up to another that is registered with them, unless work goes on
-// on it.
+// The first view manages: its name, address and labels go to the database. With another address the machine's failures are forgotten: it is
+// tried again at once. The role passes to the next that calls when it is detached. A machine that had views and lost the last one gives its
+// name and address up to another that is registered with them, unless work goes on on it.
 //
 // *ConflictError: it contradicts another machine; nothing was changed. *AtLimitError: the provider may have no further machine.
 func (c *Connection) RegisterMachine(ctx context.Context, v View, spec MachineSpec) (Registration, error) {
@@ -293,6 +293,9 @@ func (r *registration) queueWrites(tx *Tx, id uuid.UUID) {
 	}
 	if len(p.giveAddress) > 0 {
 		tx.queue("GiveUpAddress", sqlGiveUpAddress, p.giveAddress)
+	}
+	if r.seen.found && p.identity && r.seen.address != r.spec.Address {
+		tx.forgetFailures(id) // they are of another host
 	}
 	if p.identity {
 		tx.queue("SetIdentity", sqlSetIdentity, id, r.spec.Pool, r.spec.Name, r.spec.Provider, r.spec.Address)

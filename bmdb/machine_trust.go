@@ -16,7 +16,8 @@ import (
 // refused like an end. A machine that was made with the library and never registered has no place for a pin.
 func (w *Work) PinHostKey(ctx context.Context, key []byte) error {
 	return w.fenced(ctx, "pin host key", func(ctx context.Context, tx *Tx) error {
-		return auditChange(ctx, tx, "PinHostKey", sqlPinHostKey, []any{w.Machine, key}, w.event(AuditHostKeyPinned))
+		_, err := auditChange(ctx, tx, "PinHostKey", sqlPinHostKey, []any{w.Machine, key}, w.event(AuditHostKeyPinned))
+		return err
 	})
 }
 
@@ -69,14 +70,16 @@ func (w *Work) fenced(ctx context.Context, doing string, fn func(ctx context.Con
 	return wrap(fmt.Sprintf("%s of machine %s", doing, w.Machine), err)
 }
 
-// AcceptHostKey clears the pinned host key of a machine, so that the next work pins the one that it finds. It is audited under the actor's
-// name. ErrNoSuchMachine: there is none of that name.
+// AcceptHostKey clears the pinned host key of a machine, so that the next work pins the one that it finds. Where there was one, the machine's
+// failures are forgotten with it, so that the next work need not wait for a backoff; an attempt that is under way at that moment may still
+// fail for the key that it read. It is audited under the actor's name. ErrNoSuchMachine: there is none of that name.
 func (c *Connection) AcceptHostKey(ctx context.Context, pool, name, actor string) error {
 	return c.accept(ctx, pool, name, actor, AuditHostKeyAccepted, "ClearHostKey", sqlClearHostKey)
 }
 
-// AcceptOwner lets the next work on a machine take over its host, whatever machine or database the owner file there names. It is audited
-// under the actor's name. ErrNoSuchMachine: there is none of that name.
+// AcceptOwner lets the next work on a machine take over its host, whatever machine or database the owner file there names. The machine's
+// failures are forgotten, so that the next work need not wait for a backoff. It is audited under the actor's name. ErrNoSuchMachine: there is
+// none of that name.
 func (c *Connection) AcceptOwner(ctx context.Context, pool, name, actor string) error {
 	return c.accept(ctx, pool, name, actor, AuditOwnerAccepted, "AcceptOwner", sqlAcceptOwner)
 }
@@ -89,21 +92,33 @@ func (c *Connection) accept(ctx context.Context, pool, name, actor, event, state
 	e := AuditEvent{ID: uuid.New(), Kind: KindMachine, Machine: &machine, Event: event, Actor: actor, Cluster: c.config.Cluster}
 	err = c.transact(ctx, "accept", func(ctx context.Context, tx *Tx) error {
 		tx.lockMachines(machine)
-		return auditChange(ctx, tx, statement, sql, []any{machine}, e)
+		changed, err := auditChange(ctx, tx, statement, sql, []any{machine}, e)
+		if err != nil || !changed {
+			return err
+		}
+		tx.forgetFailures(machine)
+		tx.recomputeTouched()
+		return nil
 	})
 	return wrap("accept for machine "+pool+"/"+name, err)
 }
 
+// forgetFailures queues the end of all backoffs of a machine whose mutex is written, after something changed that they may have come from:
+// failures of what the machine was say nothing about what it is. The recompute that follows makes it ready again. A claim's count of
+// attempts stays, and so does its quarantine.
+func (tx *Tx) forgetFailures(machine uuid.UUID) {
+	tx.queue("ForgetFailures", sqlForgetFailures, machine)
+}
+
 // auditChange runs a statement that returns the pool and name of what it changed, and records the event if it changed something.
-func auditChange(ctx context.Context, tx *Tx, name, sql string, args []any, e AuditEvent) error {
-	changed := false
+func auditChange(ctx context.Context, tx *Tx, name, sql string, args []any, e AuditEvent) (changed bool, err error) {
 	tx.queueRows(name, sql, args, func(row pgx.Rows) error {
 		changed = true
 		return row.Scan(&e.Pool, &e.Name)
 	})
 	if err := tx.flush(ctx); err != nil || !changed {
-		return err
+		return false, err
 	}
 	tx.audit(e)
-	return nil
+	return true, nil
 }

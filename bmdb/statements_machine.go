@@ -139,6 +139,11 @@ const (
 UPDATE machine_identities SET host_key = $2, host_key_set_at = clock_timestamp() WHERE machine_id = $1 AND host_key IS DISTINCT FROM $2 RETURNING pool, name`
 	sqlClearHostKey = `
 UPDATE machine_identities SET host_key = NULL, host_key_set_at = clock_timestamp() WHERE machine_id = $1 AND host_key IS NOT NULL RETURNING pool, name`
+	// sqlForgetFailures ends the backoffs of a machine. A work that goes on keeps its lock and its fence: what is forgotten is what failed before.
+	sqlForgetFailures = `
+UPDATE work SET backoff_seconds = 0, backoff_until = NULL, backoff_cause = '', backoff_attempts = 0
+WHERE machine_id = $1 AND (backoff_until IS NOT NULL OR backoff_attempts > 0)`
+
 	sqlAcceptOwner = `
 UPDATE machine_identities SET owner_accepted_at = clock_timestamp() WHERE machine_id = $1 RETURNING pool, name`
 	sqlUseOwnerAcceptance = `

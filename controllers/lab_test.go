@@ -67,6 +67,9 @@ type lab struct {
 	machines  reconcile.Reconciler
 	claims    reconcile.Reconciler
 	providers reconcile.Reconciler
+
+	patching func()                // before the next patch
+	stale    []*v1alpha1.WorkClaim // what the cache shows instead of what is; nil: what is
 }
 
 // writes counts what is written to statuses.
@@ -122,7 +125,7 @@ func newLab(t *testing.T, o labOptions) *lab {
 		t.Fatal(err)
 	}
 	l.client = interceptor.NewClient(direct, interceptor.Funcs{
-		List: listByIndex,
+		List: l.list, Patch: l.patch,
 		SubResourceApply: func(ctx context.Context, c client.Client, name string, config runtime.ApplyConfiguration, opts ...client.SubResourceApplyOption) error {
 			l.writes.mu.Lock()
 			defer l.writes.mu.Unlock()

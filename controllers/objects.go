@@ -17,16 +17,11 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
-	ac "github.com/bmdb-dev/bmdb-operator/api/v1alpha1/applyconfiguration/api/v1alpha1"
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
 	"github.com/bmdb-dev/bmdb-operator/internal/worker"
 )
-
-// FinalizerWork is on a WorkClaim while pods of this cluster may hold machines for it.
-const FinalizerWork = "bmdb.dev/work"
 
 // ObjectStore is what finding the objects of rows needs of the database; a *bmdb.Connection is one.
 type ObjectStore interface {
@@ -165,96 +160,6 @@ func claimsOf(ctx context.Context, reader client.Reader, pool, key string) ([]v1
 		return slices.Compare([]string{a.Name}, []string{b.Name})
 	})
 	return list.Items, nil
-}
-
-// Admit implements worker.Objects: while a machine is held for a claim, the claim's object has a finalizer, so that its deletion is seen.
-func (o *Objects) Admit(ctx context.Context, pool, key string) error {
-	if !o.config.serves(pool) {
-		return worker.ErrGone
-	}
-	list, err := claimsOf(ctx, o.client, pool, key)
-	if err != nil {
-		return err
-	}
-	if len(list) == 0 {
-		if _, err := o.claimChanged(ctx, pool, key, 0); err != nil {
-			return err
-		}
-		return worker.ErrGone
-	}
-	claim := &list[0]
-	if claim.DeletionTimestamp != nil {
-		return worker.ErrGone
-	}
-	if controllerutil.ContainsFinalizer(claim, FinalizerWork) {
-		return nil
-	}
-	return o.setFinalizer(ctx, claim, true)
-}
-
-// Idle implements worker.Objects.
-func (o *Objects) Idle(ctx context.Context, pool, key string) error {
-	list, err := claimsOf(ctx, o.client, pool, key)
-	if err != nil {
-		return err
-	}
-	for i := range list {
-		// Of one that is being deleted the controller takes it, once it was detached.
-		if claim := &list[i]; claim.DeletionTimestamp == nil && controllerutil.ContainsFinalizer(claim, FinalizerWork) {
-			if err := o.setFinalizer(ctx, claim, false); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// +kubebuilder:rbac:groups=bmdb.dev,resources=workclaims,verbs=get;list;watch;patch;delete
-// +kubebuilder:rbac:groups=bmdb.dev,resources=workclaims/finalizers,verbs=update
-// +kubebuilder:rbac:groups=bmdb.dev,resources=workclaims/status,verbs=patch
-
-// setFinalizer adds or removes our finalizer. The UID keeps it from making an object that is gone.
-func (o *Objects) setFinalizer(ctx context.Context, claim *v1alpha1.WorkClaim, wanted bool) error {
-	var err error
-	if wanted {
-		configuration := ac.WorkClaim(claim.Name, claim.Namespace).WithUID(claim.UID).WithFinalizers(FinalizerWork)
-		err = o.client.Apply(ctx, configuration, FieldOwner, client.ForceOwnership)
-	} else {
-		// By a patch and not by applying without it: a manifest that was copied while work went on makes somebody else its owner too.
-		freed := claim.DeepCopy()
-		controllerutil.RemoveFinalizer(freed, FinalizerWork)
-		err = o.client.Patch(ctx, freed, client.MergeFromWithOptions(claim, client.MergeFromWithOptimisticLock{}), FieldOwner)
-	}
-	switch {
-	case err == nil:
-		return nil
-	case wanted && (apierrors.IsNotFound(err) || apierrors.IsConflict(err)): // gone, or another object of the name
-		return worker.ErrGone
-	case apierrors.IsNotFound(err):
-		return nil
-	case !wanted && apierrors.IsConflict(err):
-		return o.freeLatest(ctx, claim)
-	case wanted && apierrors.IsForbidden(err) && claim.DeletionTimestamp == nil:
-		// An object that is being deleted takes no finalizer: the API server says so, or that we may not write at all.
-		return fmt.Errorf("add finalizer to WorkClaim %s/%s: %w", claim.Namespace, claim.Name, err)
-	default:
-		return fmt.Errorf("change finalizer of WorkClaim %s/%s: %w", claim.Namespace, claim.Name, err)
-	}
-}
-
-// freeLatest removes our finalizer from an object whose copy in the cache is out of date.
-func (o *Objects) freeLatest(ctx context.Context, stale *v1alpha1.WorkClaim) error {
-	var claim v1alpha1.WorkClaim
-	err := o.live.Get(ctx, client.ObjectKeyFromObject(stale), &claim)
-	if err == nil && claim.UID == stale.UID && controllerutil.ContainsFinalizer(&claim, FinalizerWork) {
-		latest := claim.DeepCopy()
-		controllerutil.RemoveFinalizer(latest, FinalizerWork)
-		err = o.client.Patch(ctx, latest, client.MergeFromWithOptions(&claim, client.MergeFromWithOptimisticLock{}), FieldOwner)
-	}
-	if client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("remove finalizer of WorkClaim %s/%s: %w", stale.Namespace, stale.Name, err)
-	}
-	return nil
 }
 
 // Missing implements worker.Objects.

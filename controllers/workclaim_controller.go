@@ -134,7 +134,7 @@ func (r *WorkClaimReconciler) finish(ctx context.Context, s *claimScope) (ctrl.R
 		return ctrl.Result{RequeueAfter: jitter(deletePoll)}, nil
 	}
 	if controllerutil.ContainsFinalizer(s.claim, FinalizerWork) {
-		if err := r.objects.setFinalizer(ctx, s.claim, false); err != nil {
+		if err := r.objects.free(ctx, s.claim, always); err != nil {
 			return ctrl.Result{}, err
 		}
 		ctrl.LoggerFrom(ctx).Info("let a deleted claim go", "key", s.key)

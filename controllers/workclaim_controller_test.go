@@ -230,7 +230,7 @@ func TestClaimDeletedInMidWork(t *testing.T) {
 	}
 	s := l.session()
 	owned := l.own(s, "c")
-	if err := l.objects.Admit(t.Context(), l.namespace, "c"); err != nil {
+	if err := l.admit("c", 1); err != nil {
 		t.Fatal(err)
 	}
 	works := l.start(s, owned)
@@ -248,7 +248,7 @@ func TestClaimDeletedInMidWork(t *testing.T) {
 	if l.read(c) {
 		t.Errorf("object is still there, with finalizers %v", c.Finalizers)
 	}
-	if err := l.objects.Admit(t.Context(), l.namespace, "c"); err != worker.ErrGone { //nolint:errorlint // Returned as it is.
+	if err := l.admit("c", 1); err != worker.ErrGone { //nolint:errorlint // Returned as it is.
 		t.Errorf("a claim without an object is admitted: %v", err)
 	}
 }
@@ -258,16 +258,16 @@ func TestIdleClaimHasNoFinalizer(t *testing.T) {
 	l := fleet(t, 1, labOptions{})
 	c := l.claim("c", nil, "m00")
 	l.reconcile(c)
-	if err := l.objects.Admit(t.Context(), l.namespace, "c"); err != nil {
+	if err := l.admit("c", 1); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.objects.Idle(t.Context(), l.namespace, "c"); err != nil {
+	if err := l.idle("c", 1); err != nil {
 		t.Fatal(err)
 	}
 	if l.read(c); len(c.Finalizers) != 0 {
 		t.Errorf("finalizers of an idle claim are %v", c.Finalizers)
 	}
-	if err := l.objects.Admit(t.Context(), l.namespace, "c"); err != nil {
+	if err := l.admit("c", 1); err != nil {
 		t.Fatal(err)
 	}
 	s := l.session()
@@ -286,14 +286,14 @@ func TestFinalizerOfACopiedManifest(t *testing.T) {
 	l := fleet(t, 1, labOptions{})
 	c := l.claim("c", nil, "m00")
 	l.reconcile(c)
-	if err := l.objects.Admit(t.Context(), l.namespace, "c"); err != nil {
+	if err := l.admit("c", 1); err != nil {
 		t.Fatal(err)
 	}
 	copied := ac.WorkClaim(c.Name, c.Namespace).WithFinalizers(controllers.FinalizerWork, "example.com/keep")
 	if err := l.client.Apply(t.Context(), copied, client.FieldOwner("a-person"), client.ForceOwnership); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.objects.Idle(t.Context(), l.namespace, "c"); err != nil {
+	if err := l.idle("c", 1); err != nil {
 		t.Fatal(err)
 	}
 	if l.read(c); !slices.Equal(c.Finalizers, []string{"example.com/keep"}) {
@@ -312,7 +312,7 @@ func TestDeletedWhileNobodyLooked(t *testing.T) {
 	l.remove(c)
 	later := newLab(t, labOptions{namespace: l.namespace, database: l.url(), pod: "pod-2", allowSimulated: true})
 	later.own(later.session(), "another-key")
-	if err := later.objects.Admit(t.Context(), l.namespace, "another-key"); err != worker.ErrGone { //nolint:errorlint // Returned as it is.
+	if err := later.admit("another-key", 1); err != worker.ErrGone { //nolint:errorlint // Returned as it is.
 		t.Errorf("a claim without an object is admitted: %v", err)
 	}
 	later.reconcile(c)

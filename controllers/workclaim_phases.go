@@ -299,7 +299,7 @@ func (r *WorkClaimReconciler) afterwards(ctx context.Context, s *claimScope) (ct
 		if s.snapshot.Active > 0 || r.workers.Holds(s.name.Namespace, s.key) {
 			return ctrl.Result{RequeueAfter: jitter(deletePoll)}, nil
 		}
-		if err := r.objects.setFinalizer(ctx, s.claim, false); err != nil {
+		if err := r.objects.free(ctx, s.claim, always); err != nil {
 			return ctrl.Result{}, err
 		}
 	}

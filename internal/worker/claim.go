@@ -28,6 +28,8 @@ const (
 	errorWait = 2 * time.Second
 	// idleFrom is how long nothing must be expected for a claim to be idle.
 	idleFrom = 10 * time.Second
+	// settleWait is between two looks whether other pods still hold machines for a claim that this one has left.
+	settleWait = 5 * time.Second
 )
 
 // claimLoop is the life of one claim in one term of its owner.
@@ -43,7 +45,10 @@ type claimLoop struct {
 	running atomic.Int64
 	waiting atomic.Bool // for a place in the pool
 	soon    atomic.Bool // a nudge is on its way
-	freed   bool        // the claim's object was freed; only the loop itself uses it
+
+	// Only the loop itself uses these.
+	admitted bool // the claim's object was admitted in this term, and not freed since
+	freed    bool // the claim's object was freed
 }
 
 var (
@@ -75,8 +80,12 @@ func (l *claimLoop) run(ctx context.Context) {
 	for {
 		wait, err := l.turn(ctx)
 		switch {
-		case ctx.Err() != nil || errors.Is(err, bmdb.ErrClaimLost) || errors.Is(err, bmdb.ErrSessionExpired):
+		case ctx.Err() != nil || errors.Is(err, bmdb.ErrSessionExpired):
 			l.log.Info("own claim no more")
+			return
+		case errors.Is(err, bmdb.ErrClaimLost):
+			l.log.Info("own claim no more")
+			l.settle(ctx)
 			return
 		case errors.Is(err, errOver):
 			// Its object is freed with the last status, by whoever writes that.
@@ -98,20 +107,49 @@ func (l *claimLoop) run(ctx context.Context) {
 	}
 }
 
-// settle says that no machine is held for the claim, once that is so.
+// settle says that no machine is held for a claim whose term is over, once that is so.
 func (l *claimLoop) settle(ctx context.Context) {
-	for l.running.Load() > 0 && ctx.Err() == nil {
-		l.await(ctx, longestWait)
-	}
-	if ctx.Err() == nil {
-		l.idle(ctx)
+	l.engine.unregister(l)
+	for ctx.Err() == nil {
+		wait := longestWait // an end wakes us
+		if l.running.Load() == 0 {
+			if l.idle(ctx) {
+				return
+			}
+			wait = settleWait + rand.N(settleWait)
+		}
+		l.await(ctx, wait)
 	}
 }
 
-func (l *claimLoop) idle(ctx context.Context) {
-	if err := l.engine.objects.Idle(ctx, l.id.pool, l.id.key); err != nil {
+// idle frees the claim's object and tells whether that was done.
+func (l *claimLoop) idle(ctx context.Context) bool {
+	term := l.term()
+	l.admitted = false // whatever becomes of it
+	done, err := l.engine.objects.Idle(ctx, term)
+	if err != nil {
 		l.log.Info("object of claim could not be freed; it is tried again", "error", err.Error())
 	}
+	return done && err == nil
+}
+
+func (l *claimLoop) term() Term {
+	return Term{Pool: l.id.pool, Key: l.id.key, Epoch: l.claim.Epoch, Admitted: l.admitted}
+}
+
+// admit sees to it that the claim's object stays.
+func (l *claimLoop) admit(ctx context.Context) error {
+	err := l.engine.objects.Admit(ctx, l.term(), func(ctx context.Context) error {
+		if _, err := l.owner.ClaimRound(ctx, l.claim, 0); !errors.Is(err, bmdb.ErrNothingToDo) {
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("admit claim: %w", err)
+	}
+	l.admitted = true
+	return nil
 }
 
 func (l *claimLoop) await(ctx context.Context, wait time.Duration) {
@@ -159,8 +197,11 @@ func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 		}
 		l.freed = false
 	}
-	if err := l.engine.objects.Admit(ctx, l.id.pool, l.id.key); err != nil {
-		return 0, fmt.Errorf("admit claim: %w", err)
+	switch err := l.admit(ctx); {
+	case errors.Is(err, bmdb.ErrClaimLost):
+		return l.review(ctx)
+	case err != nil:
+		return 0, err
 	}
 	slots, err := l.takeSlots(ctx, room)
 	if err != nil {
@@ -197,9 +238,8 @@ func (l *claimLoop) review(ctx context.Context) (time.Duration, error) {
 	case outlook.State == bmdb.ClaimComplete || outlook.State == bmdb.ClaimFailed:
 		return 0, errOver
 	}
-	if l.running.Load() == 0 && outlook.RetryAfter >= idleFrom {
-		l.idle(ctx)
-		l.freed = true
+	if l.running.Load() == 0 && l.claim.Active == 0 && outlook.RetryAfter >= idleFrom {
+		l.freed = l.idle(ctx)
 	}
 	return waitFor(outlook), nil
 }

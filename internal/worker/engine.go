@@ -61,16 +61,27 @@ type Drivers interface {
 // Objects is what the engine needs of the cluster's objects. Its methods are safe for concurrent use.
 type Objects interface {
 	// Admit is called before each round of a claim. It sees to it that the claim's object cannot go away unnoticed while machines are
-	// held for it. ErrGone: there is no such object, or it is going.
-	Admit(ctx context.Context, pool, key string) error
-	// Idle is called when no machine is held for the claim, and none will be for a while. It is not called for a claim that is over.
-	Idle(ctx context.Context, pool, key string) error
+	// held for it, and that no Idle of an earlier term undoes that. If the object says that a later term has admitted it, current is asked,
+	// which fails unless this term goes on. ErrGone: there is no such object, or it is going.
+	Admit(ctx context.Context, term Term, current func(ctx context.Context) error) error
+	// Idle is called when this pod holds no machine for the claim, and will not for a while. It lets the object go, unless a later term has
+	// admitted it. It is not called for a claim that is over. false: other pods hold machines for it still; call again.
+	Idle(ctx context.Context, term Term) (bool, error)
 	// Missing tells whether the machine had an object in this cluster and has none any more.
 	Missing(ctx context.Context, target bmdb.Target) (bool, error)
 	// ClaimChanged is called when there is something new to show of a claim that no revision tells of. It does not block.
 	ClaimChanged(pool, key string)
 	// ProviderFailed is called when a provider's driver could not be opened. It does not block.
 	ProviderFailed(pool, provider string)
+}
+
+// Term is the time of one owner of a claim.
+type Term struct {
+	Pool, Key string
+	// Epoch tells the terms of a claim apart: a later one has a higher one.
+	Epoch int64
+	// Admitted tells that Admit has succeeded in this term, and Idle was not called since.
+	Admitted bool
 }
 
 // Observer is told about the engine, for metrics. Its methods must not block.

@@ -54,6 +54,7 @@ type lab struct {
 	gone     map[string]bool // keys of claims and names of machines whose objects are gone
 	admitted map[string]int
 	idled    map[string]int
+	terms    []worker.Term // for which it was idle
 	changed  map[string]int
 	failed   map[string]int
 	opened   int
@@ -115,14 +116,19 @@ func (l *lab) serve() (stop func()) {
 // claim attaches a claim for named machines.
 func (l *lab) claim(key string, change func(c *bmdb.ClaimSpec), names ...string) {
 	l.t.Helper()
+	l.attach(key, true, change, names...)
+	l.engine.Poll()
+}
+
+func (l *lab) attach(key string, runnable bool, change func(c *bmdb.ClaimSpec), names ...string) {
+	l.t.Helper()
 	spec := bmdb.ClaimSpec{Pool: pool, Key: key, Process: "AgentStart", Mode: bmdb.ModeOnce, Names: names, Parallelism: 10, BackoffInitialSeconds: 1, BackoffMaximumSeconds: 1}
 	if change != nil {
 		change(&spec)
 	}
-	if _, err := l.conn.AttachClaim(l.t.Context(), bmdb.View{UID: key, Name: key}, spec, true); err != nil {
+	if _, err := l.conn.AttachClaim(l.t.Context(), bmdb.View{UID: key, Name: key}, spec, runnable); err != nil {
 		l.t.Fatal(err)
 	}
-	l.engine.Poll()
 }
 
 func (l *lab) on(machine string, b behaviour) {
@@ -248,21 +254,25 @@ func agentOf(m provider.Machine) provider.Agent {
 
 type labObjects lab
 
-func (o *labObjects) Admit(_ context.Context, _, key string) error {
+func (o *labObjects) Admit(ctx context.Context, term worker.Term, current func(ctx context.Context) error) error {
+	if err := current(ctx); err != nil { // as if a later term had admitted it
+		return err
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.gone[key] {
+	if o.gone[term.Key] {
 		return worker.ErrGone
 	}
-	o.admitted[key]++
+	o.admitted[term.Key]++
 	return nil
 }
 
-func (o *labObjects) Idle(_ context.Context, _, key string) error {
+func (o *labObjects) Idle(_ context.Context, term worker.Term) (bool, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.idled[key]++
-	return nil
+	o.idled[term.Key]++
+	o.terms = append(o.terms, term)
+	return true, nil
 }
 
 func (o *labObjects) Missing(_ context.Context, target bmdb.Target) (bool, error) {

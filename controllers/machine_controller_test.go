@@ -74,6 +74,34 @@ func TestStatusInterval(t *testing.T) {
 	}
 }
 
+// TestStatusOnAnotherClock: a pod whose clock is not the API server's writes as often as any other.
+func TestStatusOnAnotherClock(t *testing.T) {
+	for _, ahead := range []time.Duration{-10 * time.Minute, 10 * time.Minute} {
+		t.Run(ahead.String(), func(t *testing.T) {
+			l := newLab(t, labOptions{interval: 5 * time.Second})
+			l.clock.SetTime(time.Now().Add(ahead))
+			m := l.machine("m", "lab")
+			l.reconcile(m)
+			l.update(m, func() { m.Labels = map[string]string{"rack": "r7"} })
+			if result := l.reconcile(m); l.writes.count() != 1 || result.RequeueAfter <= 0 || result.RequeueAfter > 6*time.Second {
+				t.Errorf("%d writes within the interval, again after %s", l.writes.count(), result.RequeueAfter)
+			}
+			l.clock.Step(6 * time.Second)
+			l.reconcile(m)
+			if l.writes.count() != 2 {
+				t.Errorf("%d writes after the interval", l.writes.count())
+			}
+			// Another replica, which has not written.
+			l.update(m, func() { m.Labels["rack"] = "r8" })
+			second := newLab(t, labOptions{namespace: l.namespace, database: l.url(), pod: "pod-2", interval: 5 * time.Second})
+			second.clock.SetTime(time.Now().Add(ahead))
+			if second.reconcile(m); second.writes.count() != 1 {
+				t.Error("a replica whose clock is another never writes")
+			}
+		})
+	}
+}
+
 // TestStatusIsRebuilt: a status is a view that may be wiped.
 func TestStatusIsRebuilt(t *testing.T) {
 	l := newLab(t, labOptions{})

@@ -83,7 +83,7 @@ type base struct {
 func newBase(config Config, kube Kube, shown Shower, inbox *inbox) base {
 	return base{
 		Kube: kube, config: config, shown: shown, inbox: inbox, waited: &once{},
-		status: statusWriter{client: kube.Client, clock: kube.Clock, interval: config.StatusInterval},
+		status: statusWriter{client: kube.Client, clock: kube.Clock, interval: config.StatusInterval, own: &writeTimes{}},
 	}
 }
 

@@ -7,12 +7,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -31,6 +34,7 @@ type statusWriter struct {
 	client   client.StatusClient
 	clock    clock.PassiveClock
 	interval time.Duration // least time between two writes to an object; 0: none
+	own      *writeTimes
 }
 
 // write makes status the object's, by server-side apply. Nothing is written if the object has it already; nothing is written, and a
@@ -57,22 +61,63 @@ func (w *statusWriter) write(ctx context.Context, object client.Object, current,
 	case err != nil:
 		return false, 0, fmt.Errorf("write status of %s/%s: %w", object.GetNamespace(), object.GetName(), err)
 	}
+	if w.interval > 0 {
+		w.own.add(object.GetUID(), w.clock.Now(), w.interval)
+	}
 	return true, 0, nil
 }
 
 // early returns how long it is until an object may be written again. The time of the last write is in the object itself, in whole
-// seconds, and so the same for all replicas.
+// seconds, and so the same for all replicas; but it is by the API server's clock. Where ours is another it tells nothing, and only what this
+// replica has written counts.
 func (w *statusWriter) early(object client.Object) time.Duration {
 	if w.interval <= 0 {
 		return 0
 	}
+	now := w.clock.Now()
+	wait := left(w.own.last(object.GetUID()), w.interval, now)
 	for _, f := range object.GetManagedFields() {
 		if f.Manager == string(FieldOwner) && f.Subresource == "status" && f.Operation == metav1.ManagedFieldsOperationApply && f.Time != nil {
 			// The second that it was written in counts as a whole.
-			return f.Time.Add(w.interval + time.Second).Sub(w.clock.Now())
+			wait = max(wait, left(f.Time.Time, w.interval+time.Second, now))
 		}
 	}
+	return wait
+}
+
+// left is what is left of an interval since some moment. A moment in the future was told by another clock: nothing is left.
+func left(since time.Time, interval time.Duration, now time.Time) time.Duration {
+	if wait := since.Add(interval).Sub(now); wait > 0 && wait <= interval {
+		return wait
+	}
 	return 0
+}
+
+// writeTimes is when this replica wrote to objects, as far as that was an interval ago or less. It is safe for concurrent use.
+type writeTimes struct {
+	mu    sync.Mutex
+	at    map[types.UID]time.Time
+	prune int // at how many it is time to forget
+}
+
+func (t *writeTimes) last(uid types.UID) time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.at[uid]
+}
+
+func (t *writeTimes) add(uid types.UID, now time.Time, interval time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.at == nil {
+		t.at = map[types.UID]time.Time{}
+	}
+	t.at[uid] = now
+	const few = 1000
+	if len(t.at) >= max(t.prune, few) {
+		maps.DeleteFunc(t.at, func(_ types.UID, at time.Time) bool { return left(at, interval, now) == 0 })
+		t.prune = 2 * len(t.at)
+	}
 }
 
 // statusConfiguration returns the apply configuration of an object's status. The UID keeps it from making an object that is gone, the

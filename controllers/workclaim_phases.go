@@ -163,7 +163,7 @@ func (r *WorkClaimReconciler) judgeProviders(ctx context.Context, s *claimScope)
 	switch {
 	case pending:
 		s.refusal.State = projection.Waiting
-	case missing && age < settling:
+	case missing && age.Abs() < settling: // else it is long ago, or told by another clock
 		s.refusal.State, s.again = projection.Waiting, settling-max(age, 0)
 	default:
 		// Which providers the claim needs depends on its machines too, and their coming wakes nobody here.

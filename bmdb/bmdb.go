@@ -32,6 +32,11 @@ type Config struct {
 	RuntimeInfo   string
 	// Cluster is the Kubernetes cluster whose objects this program shows, by its ID; empty for programs outside of any.
 	Cluster string
+	// ClaimsOnly says that the program starts work for claims alone; other starts are refused. Then a limit that is introduced while none
+	// is owned is in force at once.
+	ClaimsOnly bool
+	// Pools are those whose claims the program's sessions take up. Empty: all.
+	Pools []string
 	// Pool is the pool of the machines that Queries.NewMachine makes. Default: "default".
 	Pool string
 	// Lease is for how long a session lives without a beat; everything else about liveness follows from it. Default 60 s,
@@ -66,6 +71,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Pool == "" {
 		c.Pool = defaultPool
+	}
+	if len(c.Pools) == 0 {
+		c.Pools = nil // NULL in statements
 	}
 	if c.Lease == 0 {
 		c.Lease = defaultLease

@@ -112,12 +112,12 @@ type ClaimSnapshot struct {
 	// Completions is nil unless the mode is Once.
 	Completions *int64
 	// Active is how many works go on; Succeeded how many machines, or works in Continuous, are done; Failed how many machines are quarantined;
-	// Skipped how many named machines did not need the process, which count as done; Selected how many machines the last review found
-	// selected, 0 before the first.
-	Active, Succeeded, Failed, Skipped, Selected int64
-	Suspended                                    bool
-	CreatedAt                                    time.Time
-	StartedAt, DeadlineAt, CompletedAt           *time.Time
+	// Skipped how many named machines did not need the process, which count as done; Selected how many machines the last count of them
+	// found selected, 0 before the first, and Unneeded how many of these needed nothing that the claim had not done itself.
+	Active, Succeeded, Failed, Skipped, Selected, Unneeded int64
+	Suspended                                              bool
+	CreatedAt                                              time.Time
+	StartedAt, DeadlineAt, CompletedAt                     *time.Time
 	// Owner and OwnerCluster say whose session owns the claim, for people; empty: nobody's that lives.
 	Owner, OwnerCluster string
 	// Manager is the managing view; nil: none.
@@ -166,7 +166,9 @@ type OwnedClaim struct {
 	// Reason is the reason in the claim's row as of then.
 	Reason string
 
-	walk walk
+	walk    walk
+	counted boottime      // when a census began; zero: none in this term
+	costs   time.Duration // of the last census
 }
 
 // Reasons of an Outlook, and of a claim's row: why nothing more can be started now, or how the claim ended. They are spelled like the

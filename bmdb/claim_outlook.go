@@ -60,7 +60,7 @@ func (c *census) failed() *Outlook {
 	var out *Outlook
 	switch {
 	case r.overdue:
-		out = &Outlook{Reason: OutlookDeadlineExceeded, Message: fmt.Sprintf("the deadline of %d seconds is over, %s done", *r.spec.ActiveDeadlineSeconds, machines(r.succeeded+r.skipped))}
+		out = &Outlook{Reason: OutlookDeadlineExceeded, Message: overdueMessage(*r.spec.ActiveDeadlineSeconds, r.succeeded+r.skipped)}
 	case r.tooManyFailed():
 		out = &Outlook{Reason: OutlookTooManyFailedMachines, Message: fmt.Sprintf("%s failed, maxFailedMachines is %d", machines(r.failed), *r.spec.MaxFailedMachines)}
 	case c.unreachable():
@@ -73,6 +73,10 @@ func (c *census) failed() *Outlook {
 	}
 	out.State = ClaimFailed
 	return out
+}
+
+func overdueMessage(deadlineSeconds, done int64) string {
+	return fmt.Sprintf("the deadline of %d seconds is over, %s done", deadlineSeconds, machines(done))
 }
 
 // unreachable is when a closed selection has too few machines left, and nothing more that could be tried.

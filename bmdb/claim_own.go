@@ -15,27 +15,28 @@ import (
 
 // claimRow is a claim in an owner's term.
 type claimRow struct {
-	spec                                        ClaimSpec
-	epoch                                       int64
-	state, reason, message                      string
-	active, succeeded, failed, skipped, selects int64
-	overdue, runnable                           bool
-	obstacle                                    string // why the process is not performed for claims; empty: it is
+	spec                               ClaimSpec
+	epoch                              int64
+	state, reason, message             string
+	active, succeeded, failed, skipped int64
+	selected, unneeded, rev            int64
+	overdue, runnable                  bool
+	obstacle                           string // why the process is not performed for claims; empty: it is
 }
 
 // scan reads claimColumns, and what follows them.
 func (r *claimRow) scan(row pgx.Rows, more ...any) error {
-	var selected, parameters string
+	var selection, parameters string
 	s := &r.spec
 	err := row.Scan(append([]any{
-		&s.Pool, &s.Key, &r.epoch, &s.Process, &s.Mode, &selected, &parameters, &s.Completions, &s.Parallelism, &s.TimeoutSeconds,
+		&s.Pool, &s.Key, &r.epoch, &s.Process, &s.Mode, &selection, &parameters, &s.Completions, &s.Parallelism, &s.TimeoutSeconds,
 		&s.ActiveDeadlineSeconds, &s.MaxAttempts, &s.MaxFailedMachines, &s.BackoffInitialSeconds, &s.BackoffMaximumSeconds, &s.Suspended,
-		&r.state, &r.reason, &r.message, &r.active, &r.succeeded, &r.failed, &r.skipped, &r.selects, &r.overdue,
+		&r.state, &r.reason, &r.message, &r.active, &r.succeeded, &r.failed, &r.skipped, &r.selected, &r.unneeded, &r.rev, &r.overdue,
 	}, more...)...)
 	if err != nil {
 		return err
 	}
-	return s.setColumns(selected, parameters)
+	return s.setColumns(selection, parameters)
 }
 
 // show brings what the owner sees of the claim up to date.
@@ -46,8 +47,8 @@ func (o *OwnedClaim) show(r *claimRow) {
 
 func claimID(pool, key string) string { return pool + "/" + key }
 
-// OwnClaims takes up at most limit claims that run, that programs of this session's cluster may carry out, and that nobody owns whose
-// session lives. Each is owned by one session at a time, which alone starts work for it. Where there is nothing to take up it is one plain
+// OwnClaims takes up at most limit claims of Config.Pools that run, that programs of this session's cluster may carry out, and that nobody
+// owns whose session lives. Each is owned by one session at a time, which alone starts work for it. Where there is nothing to take up it is one plain
 // read. The result has only claims that no OwnedClaim of this session stands for yet. Keep each until ReleaseClaim, ErrClaimLost or a final
 // Outlook; an owner that dies is succeeded once its session has been ended.
 func (s *Session) OwnClaims(ctx context.Context, limit int) ([]*OwnedClaim, error) {
@@ -105,7 +106,7 @@ func (s *Session) unownedClaims(ctx context.Context, limit int) (unowned, error)
 	}
 	s.mu.Unlock()
 	var found []claim
-	err := s.conn.read(ctx, "Unowned", sqlUnowned, []any{s.UUID, s.conn.config.Cluster, known, limit, s.UUID.String()}, func() { found = nil }, func(row pgx.Rows) error {
+	err := s.conn.read(ctx, "Unowned", sqlUnowned, []any{s.UUID, s.conn.config.Cluster, known, limit, s.UUID.String(), s.conn.config.Pools}, func() { found = nil }, func(row pgx.Rows) error {
 		r, err := pgx.RowToStructByPos[claim](row)
 		found = append(found, r)
 		return err

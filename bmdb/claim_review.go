@@ -62,20 +62,26 @@ func (s *Session) reviewClaim(ctx context.Context, claim *OwnedClaim) (Outlook, 
 	}
 	// A machine that was quarantined while attempts were added.
 	if r.failed > 0 {
+		released := false
 		err := s.conn.transact(ctx, "review claim", func(_ context.Context, tx *Tx) error {
-			tx.queue("ReleaseQuarantined", sqlReleaseQuarantined, r.spec.Pool, r.spec.Key, false)
+			released = false
+			tx.queueRows("ReleaseQuarantined", sqlReleaseQuarantined, []any{r.spec.Pool, r.spec.Key, false}, func(pgx.Rows) error { released = true; return nil })
 			return nil
 		})
 		if err != nil {
 			return Outlook{}, err
 		}
+		if released {
+			return s.reviewClaim(ctx, claim)
+		}
 	}
 	began := now()
 	c := &census{row: r, conn: s.conn, claim: claim}
-	if r.active == 0 || len(r.spec.Names) > 0 {
+	if claim.censusDue(r) {
 		if err := c.take(ctx); err != nil {
 			return Outlook{}, err
 		}
+		claim.counted, claim.costs = began, now().sub(began)
 		if n, err := s.skipNames(ctx, claim, c); err != nil {
 			return Outlook{}, err
 		} else if n > 0 {
@@ -86,16 +92,24 @@ func (s *Session) reviewClaim(ctx context.Context, claim *OwnedClaim) (Outlook, 
 	if err != nil {
 		return Outlook{}, err
 	}
+	if c.taken {
+		r.selected, r.unneeded = c.selected, c.count(classNotNeeded, classFulfilled)
+	}
 	if out.State != ClaimRunning {
-		return s.endClaim(ctx, claim, c.selected, out)
+		return s.endClaim(ctx, claim, r, out)
 	}
 	// Looking at a large selection again costs as much as it did now.
 	out.RetryAfter = max(out.RetryAfter, 10*now().sub(began))
-	selected := r.selects
-	if c.taken {
-		selected = c.selected
+	return out, s.writeOutlook(ctx, claim, r, out)
+}
+
+// censusDue tells whether the selected machines are to be looked at. While work goes on the verdict does not need it; but a Drain shows how far
+// it is among all of them, which takes a look now and then.
+func (o *OwnedClaim) censusDue(r *claimRow) bool {
+	if r.active == 0 || len(r.spec.Names) > 0 {
+		return true
 	}
-	return out, s.writeOutlook(ctx, claim, selected, out)
+	return r.spec.Mode == ModeDrain && (o.counted == 0 || now().sub(o.counted) >= max(retryRarely, 50*o.costs))
 }
 
 // skipNames marks the named machines that do not need the process as skipped, as far as the claim has room for them, and returns how many
@@ -141,17 +155,17 @@ func scanIDs(ids *[]uuid.UUID) func(row pgx.Rows) error {
 }
 
 // writeOutlook shows what the owner found. It changes nothing where that is known already.
-func (s *Session) writeOutlook(ctx context.Context, claim *OwnedClaim, selected int64, out Outlook) error {
+func (s *Session) writeOutlook(ctx context.Context, claim *OwnedClaim, r *claimRow, out Outlook) error {
 	return s.conn.transact(ctx, "write outlook", func(_ context.Context, tx *Tx) error {
-		tx.queue("WriteOutlook", sqlWriteOutlook, claim.Spec.Pool, claim.Spec.Key, s.UUID, claim.Epoch, out.Reason, bounded(out.Message), selected)
+		tx.queue("WriteOutlook", sqlWriteOutlook, claim.Spec.Pool, claim.Spec.Key, s.UUID, claim.Epoch, out.Reason, bounded(out.Message), r.selected, r.unneeded)
 		return nil
 	})
 }
 
-// endClaim ends the claim for ever, unless work of it has been started since.
-func (s *Session) endClaim(ctx context.Context, claim *OwnedClaim, selected int64, out Outlook) (Outlook, error) {
+// endClaim ends the claim for ever, unless its row is another by now than the one that the verdict was made from.
+func (s *Session) endClaim(ctx context.Context, claim *OwnedClaim, r *claimRow, out Outlook) (Outlook, error) {
 	ended := false
-	args := []any{claim.Spec.Pool, claim.Spec.Key, s.UUID, claim.Epoch, out.State, out.Reason, bounded(out.Message), selected}
+	args := []any{claim.Spec.Pool, claim.Spec.Key, s.UUID, claim.Epoch, out.State, out.Reason, bounded(out.Message), r.selected, r.unneeded, r.rev}
 	err := s.conn.transact(ctx, "end claim", func(_ context.Context, tx *Tx) error {
 		ended = false
 		tx.queueRows("EndClaim", sqlEndClaim, args, func(pgx.Rows) error { ended = true; return nil })

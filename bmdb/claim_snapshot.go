@@ -26,7 +26,7 @@ func (c *Connection) ClaimSnapshot(ctx context.Context, pool, key string, limits
 		tx.queueRows("ClaimSnapshot", sqlClaimSnapshot, []any{pool, key}, func(row pgx.Rows) error {
 			s = snapshot
 			return row.Scan(&s.Rev, &s.Process, &s.Mode, &s.State, &s.Reason, &s.Message, &s.Completions, &s.Active, &s.Succeeded, &s.Failed, &s.Skipped,
-				&s.Selected, &s.Suspended, &s.CreatedAt, &s.StartedAt, &s.DeadlineAt, &s.CompletedAt, &s.Owner, &s.OwnerCluster)
+				&s.Selected, &s.Unneeded, &s.Suspended, &s.CreatedAt, &s.StartedAt, &s.DeadlineAt, &s.CompletedAt, &s.Owner, &s.OwnerCluster)
 		})
 		tx.queueRows("ClaimViews", sqlClaimViews, []any{pool, key}, func(row pgx.Rows) error {
 			var v claimView

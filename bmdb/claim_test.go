@@ -42,6 +42,9 @@ func view(name string) bmdb.View { return bmdb.View{Cluster: "a", UID: "uid of "
 
 func inClusterA(c *bmdb.Config) { c.Cluster = "a" }
 
+// claimsOnly is a program that limits which are introduced need not wait for.
+func claimsOnly(c *bmdb.Config) { c.ClaimsOnly = true }
+
 func names(n int) []string {
 	list := make([]string, n)
 	for i := range list {

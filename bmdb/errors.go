@@ -33,6 +33,9 @@ var (
 	// ErrClaimLost is returned to an owner of a claim that another session took over, or whose claim is over.
 	ErrClaimLost = errors.New("claim is not owned by this session any more")
 
+	// ErrClaimsOnly is returned by starts without a claim in programs whose Config.ClaimsOnly is set.
+	ErrClaimsOnly = errors.New("this program has said that it starts work for claims only")
+
 	// ErrSchemaTooOld is returned by Open when the database's schema is older than this version of the library works with.
 	ErrSchemaTooOld = errors.New("database schema is too old for this version: run the migration first")
 	// ErrSchemaTooNew is returned by Open when the database's schema is newer than this version of the library works with.

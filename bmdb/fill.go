@@ -40,6 +40,7 @@ func (c *Connection) RegisterProcess(ctx context.Context, p ProcessDefinition) e
 	args := []any{p.Pool, p.Name, p.Slot, facts(p.Requires), facts(p.Forbids), facts(p.Sets), facts(p.Clears), p.Destructive, p.Convergent}
 	err := c.transact(ctx, "register process", func(ctx context.Context, tx *Tx) error {
 		other, found := "", false
+		tx.queue("LockProcesses", sqlLockProcesses)
 		tx.queue("RegisterProcess", sqlRegisterProcess, args...)
 		tx.queueRows("OtherDefinition", sqlOtherDefinition, []any{p.Pool, p.Name}, func(row pgx.Rows) error { found = true; return row.Scan(&other) })
 		if err := tx.flush(ctx); err != nil {

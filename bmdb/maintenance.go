@@ -151,7 +151,28 @@ func (m *maintenance) sweep(ctx context.Context) error {
 	return errors.Join(failed, m.conn.transact(ctx, "sweep", func(_ context.Context, tx *Tx) error {
 		tx.queue("FreeLostSlots", sqlFreeLostSlots)
 		return nil
-	}))
+	}), m.endOverdue(ctx))
+}
+
+// endOverdue ends claims over their deadline that nobody owns, and that no owner's review will end.
+func (m *maintenance) endOverdue(ctx context.Context) error {
+	type claim struct {
+		Pool, Key                  string
+		Epoch, Rev, Deadline, Done int64
+	}
+	var overdue []claim
+	err := m.conn.read(ctx, "OverdueUnowned", sqlOverdueUnowned, []any{sweepPage}, func() { overdue = nil }, func(row pgx.Rows) error {
+		c, err := pgx.RowToStructByPos[claim](row)
+		overdue = append(overdue, c)
+		return err
+	})
+	for _, c := range overdue {
+		err = errors.Join(err, m.conn.transact(ctx, "end overdue claim", func(_ context.Context, tx *Tx) error {
+			tx.queue("EndOverdue", sqlEndOverdue, c.Pool, c.Key, c.Epoch, c.Rev, overdueMessage(c.Deadline, c.Done))
+			return nil
+		}))
+	}
+	return err
 }
 
 // promote evaluates machines again whose time has come: the end of a backoff or of a hold, or a silence that has become too long.

@@ -124,9 +124,32 @@ func seed(ctx context.Context, db *sql.DB) error {
 		return fmt.Errorf("give the database an identity: %w", err)
 	}
 	for _, p := range builtinProcesses() {
-		if _, err := db.ExecContext(ctx, sqlSeedProcess, p.Name, p.Slot, p.Requires, p.Forbids, p.Sets, p.Clears, p.Destructive, p.Convergent, p.indexed); err != nil {
+		if err := seedProcess(ctx, db, p); err != nil {
 			return fmt.Errorf("register process %s: %w", p.Name, err)
 		}
 	}
 	return nil
+}
+
+// seedProcess writes a built-in process, under the mutex of the names of processes: a name means one thing to a machine.
+func seedProcess(ctx context.Context, db *sql.DB, p ProcessDefinition) error {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }()
+	if _, err := tx.ExecContext(ctx, sqlLockProcesses); err != nil {
+		return err
+	}
+	var pool string
+	switch err := tx.QueryRowContext(ctx, sqlOtherDefinition, p.Pool, p.Name).Scan(&pool); {
+	case err == nil:
+		return fmt.Errorf("pool %s has a process of that name, which is built in from this version on: register yours under another name and delete its row", pool)
+	case !errors.Is(err, sql.ErrNoRows):
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, sqlSeedProcess, p.Name, p.Slot, p.Requires, p.Forbids, p.Sets, p.Clears, p.Destructive, p.Convergent, p.indexed); err != nil {
+		return err
+	}
+	return tx.Commit()
 }

@@ -46,7 +46,7 @@ func ack(t *testing.T, conn *bmdb.Connection, cluster string, shown ...bmdb.Pend
 
 func TestProjectionOfTwoClusters(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, inClusterA)
+	l := newLab(t, inClusterA, claimsOnly)
 	conn := l.conn
 	if _, err := conn.PendingProjections(t.Context(), "a", 1); !errors.Is(err, bmdb.ErrNoSuchCluster) {
 		t.Errorf("pending of a cluster that is not registered: %v", err)

@@ -71,7 +71,7 @@ func (c *Connection) StartSession(ctx context.Context, opts ...SessionOption) (*
 	sent := now()
 	err := c.transact(ctx, "start session", func(_ context.Context, tx *Tx) error {
 		sent = now()
-		tx.queue("StartSession", sqlStartSession, s.UUID, c.config.ComponentName, c.config.RuntimeInfo, c.config.Cluster, c.lease.length.Milliseconds())
+		tx.queue("StartSession", sqlStartSession, s.UUID, c.config.ComponentName, c.config.RuntimeInfo, c.config.Cluster, c.lease.length.Milliseconds(), c.config.ClaimsOnly)
 		return nil
 	})
 	if err != nil && !errors.Is(err, ErrAmbiguous) { // an ambiguous start is settled by the first beat

@@ -20,8 +20,11 @@ import (
 // business. fn may run more than once and must not have effects outside of the database.
 //
 // ErrNothingToDo: fn named no machine, or none that may be started on (NotStartedError says why). ErrWorkConflict: a machine that fn named is
-// worked on in the slot. ErrSessionExpired: the session is over. The caller must end the work.
+// worked on in the slot. ErrSessionExpired: the session is over. ErrClaimsOnly: Config.ClaimsOnly is set. The caller must end the work.
 func (s *Session) Work(ctx context.Context, process model.Process, fn func(q *model.Queries) ([]uuid.UUID, error)) (*Work, error) {
+	if s.conn.config.ClaimsOnly {
+		return nil, ErrClaimsOnly
+	}
 	if s.Expired() {
 		return nil, ErrSessionExpired
 	}
@@ -142,8 +145,11 @@ var (
 
 // StartBatch starts works on up to Limit of the candidates, in one statement: those that nobody holds or works on, whose predicate is
 // true at that moment, that are not backed off, and as far as the limits of the provider and of the claim go. An empty result is no
-// proof that there is nothing to do. The caller must end each work.
+// proof that there is nothing to do. ErrClaimsOnly: Config.ClaimsOnly is set, and Claim is not. The caller must end each work.
 func (s *Session) StartBatch(ctx context.Context, r StartRequest) ([]*Work, error) {
+	if r.Claim == nil && s.conn.config.ClaimsOnly {
+		return nil, ErrClaimsOnly
+	}
 	if s.Expired() {
 		return nil, ErrSessionExpired
 	}

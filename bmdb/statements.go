@@ -32,6 +32,9 @@ const (
 const (
 	sqlReadIdentity = "SELECT database_id, incarnation FROM database_identity WHERE singleton = 1"
 
+	// sqlLockProcesses is the mutex of the names of processes: each is defined for one pool or for every pool.
+	sqlLockProcesses = "UPDATE database_identity SET incarnation = incarnation WHERE singleton = 1"
+
 	sqlSeedIdentity = `
 INSERT INTO database_identity (singleton, database_id, incarnation, created_at) VALUES (1, $1, 1, clock_timestamp())
 ON CONFLICT (singleton) DO NOTHING`

@@ -47,7 +47,8 @@ u AS (
     WHERE d.pool = $1 AND d.claim_key = $2 AND d.quarantined_at IS NOT NULL AND d.attempts < c.max_attempts AND ($3::boolean OR d.losses < 10)
     RETURNING d.machine_id)
 UPDATE claims SET failed = claims.failed - (SELECT count(*) FROM u), rev = claims.rev + 1
-WHERE pool = $1 AND claim_key = $2 AND EXISTS (SELECT 1 FROM u)`
+WHERE pool = $1 AND claim_key = $2 AND EXISTS (SELECT 1 FROM u)
+RETURNING rev`
 
 	// sqlDetachClaim is for a claim that has lost its last view. The new epoch ends its owner's term.
 	sqlDetachClaim = `
@@ -68,13 +69,14 @@ FROM claims c
 JOIN claim_views v ON v.pool = c.pool AND v.claim_key = c.claim_key AND v.cluster = $2 AND v.runnable
 LEFT JOIN sessions s ON s.session_id = c.owner_session
 WHERE c.state = 'Running' AND NOT ((c.pool || '/' || c.claim_key) = ANY($3))
+  AND ($6::text[] IS NULL OR c.pool = ANY($6))
   AND (c.owner_session IS NULL OR c.owner_session = $1 OR s.session_id IS NULL OR s.session_ended_at IS NOT NULL)
 ORDER BY md5($5 || c.claim_key), c.pool, c.claim_key LIMIT $4`
 
 	claimColumns = `
 c.pool, c.claim_key, c.owner_epoch, c.process, c.mode, c.selection, c.parameters, c.completions, c.parallelism, c.timeout_seconds,
 c.active_deadline_seconds, c.max_attempts, c.max_failed_machines, c.backoff_initial_seconds, c.backoff_maximum_seconds, c.suspended,
-c.state, c.reason, c.message, c.active, c.succeeded, c.failed, c.skipped, c.selected, COALESCE(c.deadline_at <= clock_timestamp(), false)`
+c.state, c.reason, c.message, c.active, c.succeeded, c.failed, c.skipped, c.selected, c.unneeded, c.rev, COALESCE(c.deadline_at <= clock_timestamp(), false)`
 
 	// sqlTakeClaims takes claims up, each by compare-and-set on the epoch that was read before: a look at the owner's session in here
 	// would be a look at an old snapshot, and steal from the living.
@@ -94,7 +96,7 @@ a AS (
     SELECT event_id, clock_timestamp(), pool, 'claim', claim_key, 'TakenOver', $7, $1, $8, 'the session of its owner is over' FROM c WHERE taken)
 SELECT pool, claim_key, owner_epoch, process, mode, selection, parameters, completions, parallelism, timeout_seconds, active_deadline_seconds,
     max_attempts, max_failed_machines, backoff_initial_seconds, backoff_maximum_seconds, suspended, state, reason, message, active, succeeded, failed,
-    skipped, selected, overdue
+    skipped, selected, unneeded, rev, overdue
 FROM c`
 
 	// sqlOwnedClaim reads a claim in the term in which a session owns it, or how it ended in that term, and whether pods of cluster $5 may
@@ -109,13 +111,31 @@ FROM claims c WHERE c.pool = $1 AND c.claim_key = $2 AND c.owner_epoch = $4 AND 
 	sqlReleaseClaim = "UPDATE claims SET owner_session = NULL WHERE pool = $1 AND claim_key = $2 AND owner_session = $3 AND owner_epoch = $4"
 
 	sqlWriteOutlook = `
-UPDATE claims SET reason = $5, message = $6, selected = $7, rev = rev + 1
-WHERE pool = $1 AND claim_key = $2 AND owner_session = $3 AND owner_epoch = $4 AND state = 'Running' AND (reason <> $5 OR message <> $6 OR selected <> $7)`
+UPDATE claims SET reason = $5, message = $6, selected = $7, unneeded = $8, rev = rev + 1
+WHERE pool = $1 AND claim_key = $2 AND owner_session = $3 AND owner_epoch = $4 AND state = 'Running'
+  AND (reason <> $5 OR message <> $6 OR selected <> $7 OR unneeded <> $8)`
 
-	// sqlEndClaim ends a claim for ever. It waits for works that go on: their ends would change the counts of what is final.
+	// sqlEndClaim ends a claim for ever, if its row still is the one that the verdict was made from: what was raised, added, started or
+	// ended meanwhile is judged anew. It waits for works that go on: their ends would change the counts of what is final.
 	sqlEndClaim = `
-UPDATE claims SET state = $5, reason = $6, message = $7, selected = $8, completed_at = clock_timestamp(), owner_session = NULL, rev = rev + 1
-WHERE pool = $1 AND claim_key = $2 AND owner_session = $3 AND owner_epoch = $4 AND state = 'Running' AND active = 0
+UPDATE claims SET state = $5, reason = $6, message = $7, selected = $8, unneeded = $9, completed_at = clock_timestamp(), owner_session = NULL, rev = rev + 1
+WHERE pool = $1 AND claim_key = $2 AND owner_session = $3 AND owner_epoch = $4 AND state = 'Running' AND active = 0 AND rev = $10
+RETURNING rev`
+
+	// sqlOverdueUnowned finds claims over their deadline that nobody owns whose session lives: nobody can carry them out, so no owner's
+	// review will end them.
+	sqlOverdueUnowned = `
+SELECT c.pool, c.claim_key, c.owner_epoch, c.rev, c.active_deadline_seconds, c.succeeded + c.skipped
+FROM claims c LEFT JOIN sessions s ON s.session_id = c.owner_session
+WHERE c.state = 'Running' AND c.deadline_at <= clock_timestamp() AND c.active = 0
+  AND (c.owner_session IS NULL OR s.session_id IS NULL OR s.session_ended_at IS NOT NULL)
+ORDER BY c.deadline_at LIMIT $1`
+
+	// sqlEndOverdue ends one of them, if its row still is the one that was found.
+	sqlEndOverdue = `
+UPDATE claims SET state = 'Failed', reason = 'DeadlineExceeded', message = $5, completed_at = clock_timestamp(), owner_session = NULL,
+    owner_epoch = owner_epoch + 1, rev = rev + 1
+WHERE pool = $1 AND claim_key = $2 AND owner_epoch = $3 AND rev = $4 AND state = 'Running' AND active = 0
 RETURNING rev`
 
 	// sqlRoomToSkip locks a claim in its owner's term, so that it starts nothing meanwhile, and says how many machines still count.
@@ -341,7 +361,7 @@ ORDER BY COALESCE(h.held_until, ` + forever + `) DESC, h.hold_name LIMIT 1`
 // What the status of a claim shows.
 const (
 	sqlClaimSnapshot = `
-SELECT c.rev, c.process, c.mode, c.state, c.reason, c.message, c.completions, c.active, c.succeeded, c.failed, c.skipped, c.selected, c.suspended,
+SELECT c.rev, c.process, c.mode, c.state, c.reason, c.message, c.completions, c.active, c.succeeded, c.failed, c.skipped, c.selected, c.unneeded, c.suspended,
     c.created_at, c.started_at, c.deadline_at, c.completed_at, COALESCE(s.session_runtime_info, ''), COALESCE(s.session_cluster, '')
 FROM claims c LEFT JOIN sessions s ON s.session_id = c.owner_session AND s.session_ended_at IS NULL
 WHERE c.pool = $1 AND c.claim_key = $2`

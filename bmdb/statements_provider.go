@@ -36,11 +36,11 @@ ON CONFLICT (limit_id) DO NOTHING`
 	sqlDeleteLimit  = "DELETE FROM limits WHERE limit_id = $1"
 
 	// sqlNobodyStarts tells that no start on a machine of the provider can be under way that has not seen the limit: it has no machine; or
-	// nobody owns a claim of the pool, no program without Kubernetes has a session, and no work goes on.
+	// nobody owns a claim of the pool, no session lives that starts work without a claim, and no work goes on.
 	sqlNobodyStarts = `
 SELECT NOT EXISTS (SELECT 1 FROM machine_state m WHERE m.pool = $1 AND m.provider = $2)
     OR NOT EXISTS (SELECT 1 FROM claims c WHERE c.pool = $1 AND c.state = 'Running' AND c.owner_session IS NOT NULL)
-   AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_ended_at IS NULL AND s.session_cluster = '')
+   AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_ended_at IS NULL AND NOT s.session_claims_only)
    AND NOT EXISTS (SELECT 1 FROM work w WHERE w.pool = $1 AND w.work_id IS NOT NULL)`
 
 	sqlSettleDue = "SELECT limit_id FROM limits WHERE limit_id = $1 AND settles_at <= clock_timestamp()"

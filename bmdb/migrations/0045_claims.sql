@@ -5,7 +5,7 @@
 -- +goose Up
 -- A claim by its key, for ever. state Detached: its last view went; it goes on when a view comes back. Complete and Failed are final.
 -- active is raised where owner, epoch, state and room allow it, and lowered by every end, whoever ends.
--- selected is how many machines the last review found selected.
+-- selected is how many machines the last review found selected, unneeded how many of these needed nothing that the claim had not done itself.
 -- reason and message are the last outlook that the owner wrote: why nothing more can be started now, or how the claim ended.
 CREATE TABLE IF NOT EXISTS claims (
     pool                    TEXT NOT NULL,
@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS claims (
     failed                  BIGINT NOT NULL DEFAULT 0,
     skipped                 BIGINT NOT NULL DEFAULT 0,
     selected                BIGINT NOT NULL DEFAULT 0,
+    unneeded                BIGINT NOT NULL DEFAULT 0,
     rev                     BIGINT NOT NULL DEFAULT 1,
     spread_rev              BIGINT NOT NULL DEFAULT 0,
     created_at              TIMESTAMPTZ NOT NULL,

@@ -147,7 +147,7 @@ func (s sink) Everything(ctx context.Context) error { return s.objects.Everythin
 
 func (c *Config) open(log *slog.Logger, observer bmdb.Observer) (*bmdb.Connection, error) {
 	db := bmdb.BMDB{Config: bmdb.Config{
-		DatabaseURL: c.DatabaseURL, ComponentName: "bmdb-operator", RuntimeInfo: c.PodName, Cluster: c.ClusterID, Lease: c.Lease,
+		DatabaseURL: c.DatabaseURL, ComponentName: "bmdb-operator", RuntimeInfo: c.PodName, Cluster: c.ClusterID, ClaimsOnly: true, Pools: c.Namespaces, Lease: c.Lease,
 		MaxConnections: c.DatabaseConnections, Logger: log, Observer: observer,
 	}}
 	return db.Open(false)

@@ -154,7 +154,7 @@ func claimProgress(c *bmdb.ClaimSnapshot) string {
 		// None needs the process, whoever did it.
 		return fmt.Sprintf("%d/%d", max(c.Selected, done), max(c.Selected, done))
 	case c.Mode == bmdb.ModeDrain && c.Selected > 0:
-		return fmt.Sprintf("%d/%d", done, max(c.Selected, done))
+		return fmt.Sprintf("%d/%d", min(done+c.Unneeded, max(c.Selected, done)), max(c.Selected, done))
 	default:
 		return fmt.Sprint(done)
 	}

@@ -37,6 +37,7 @@ import (
 	"github.com/bmdb-dev/bmdb-operator/internal/drivers"
 	"github.com/bmdb-dev/bmdb-operator/internal/process"
 	"github.com/bmdb-dev/bmdb-operator/internal/provider/ssh"
+	"github.com/bmdb-dev/bmdb-operator/internal/worker"
 )
 
 func TestMain(m *testing.M) {
@@ -177,10 +178,10 @@ type workers struct {
 	cancelled []string
 }
 
-func (w *workers) Owns(_, key string) (owns bool, limit int) {
+func (w *workers) Owns(_, key string) (owns bool, wait worker.Wait) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return slices.Contains(w.owned, key), w.limits[key]
+	return slices.Contains(w.owned, key), worker.Wait{Limit: w.limits[key]}
 }
 
 func (w *workers) Holds(string, string) bool { return false }

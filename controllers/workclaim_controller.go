@@ -22,6 +22,7 @@ import (
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
 	"github.com/bmdb-dev/bmdb-operator/internal/process"
+	"github.com/bmdb-dev/bmdb-operator/internal/worker"
 )
 
 // ClaimStore is what the controller of WorkClaims needs of the database; a *bmdb.Connection is one.
@@ -34,8 +35,8 @@ type ClaimStore interface {
 
 // Workers carries out claims in this pod; a *worker.Engine does. None of its methods waits.
 type Workers interface {
-	// Owns tells whether this pod owns the claim, and the size of its pool of workers if the claim waits for a place in it.
-	Owns(pool, key string) (owns bool, limit int)
+	// Owns tells whether this pod owns the claim, and what keeps it from starting work for it.
+	Owns(pool, key string) (owns bool, wait worker.Wait)
 	// Holds tells whether this pod works on a machine for the claim.
 	Holds(pool, key string) bool
 	// Poll makes the pod look for claims without an owner.

@@ -254,7 +254,7 @@ func (r *WorkClaimReconciler) fail(ctx context.Context, s *claimScope, err error
 
 // show writes the status.
 func (r *WorkClaimReconciler) show(ctx context.Context, s *claimScope) (ctrl.Result, error) {
-	owns, limit := r.workers.Owns(s.name.Namespace, s.key)
+	owns, waits := r.workers.Owns(s.name.Namespace, s.key)
 	if elsewhere, wait := r.elsewhere(s, owns); elsewhere {
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
@@ -268,7 +268,7 @@ func (r *WorkClaimReconciler) show(ctx context.Context, s *claimScope) (ctrl.Res
 	old := &s.claim.Status
 	status := projection.WorkClaim(old, projection.ClaimFacts{
 		Generation: s.claim.Generation, Key: s.key, Cluster: r.config.Cluster, Database: r.config.Database, Snapshot: snapshot,
-		Refusal: s.refusal, Twin: s.twin, PodLimit: limit, Now: r.Clock.Now(),
+		Refusal: s.refusal, Twin: s.twin, PodLimit: waits.Limit, PodCause: waits.Cause, Now: r.Clock.Now(),
 	})
 	final := projection.ClaimFinal(snapshot)
 	written, wait, err := r.status.write(ctx, s.claim, *old, status, final)

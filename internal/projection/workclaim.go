@@ -29,6 +29,8 @@ type ClaimFacts struct {
 	Twin string
 	// PodLimit is the size of the owner's pool of workers while the claim waits for a place in it, else 0.
 	PodLimit int
+	// PodCause is why work was cancelled before it began, the last time that the owner began one; empty: it was not.
+	PodCause string
 	// Now is the time of transitions.
 	Now time.Time
 }
@@ -88,6 +90,8 @@ func claimVerdict(f ClaimFacts) Verdict {
 		return Verdict{goes, v1alpha1.ReasonWorking, fmt.Sprintf("Work goes on on %s.", machines(c.Active))}
 	case f.PodLimit > 0:
 		return Verdict{Waiting, v1alpha1.ReasonAtLimit, fmt.Sprintf("Pod %s works on as many machines as it may, %d (--work-concurrency).", c.Owner, f.PodLimit)}
+	case f.PodCause != "":
+		return Verdict{Waiting, v1alpha1.ReasonPending, fmt.Sprintf("Pod %s could not begin, and tries again: %s", c.Owner, f.PodCause)}
 	}
 	return outlookVerdict(c, goes)
 }

@@ -77,6 +77,7 @@ func TestWorkClaimConditions(t *testing.T) {
 		{"managed elsewhere", projection.ClaimFacts{Snapshot: claim(func(c *bmdb.ClaimSnapshot) { c.Manager.Cluster = "b" })}, "Ready ManagedElsewhere"},
 		{"suspended", projection.ClaimFacts{Snapshot: claim(func(c *bmdb.ClaimSnapshot) { c.Suspended = true })}, "Managed Suspended"},
 		{"pod is full", projection.ClaimFacts{Snapshot: claim(nil), PodLimit: 64}, "Managed+Reconciling AtLimit"},
+		{"pod cannot read", projection.ClaimFacts{Snapshot: outlook(bmdb.ModeContinuous, bmdb.OutlookWorking), PodCause: "no answer"}, "Managed+Reconciling Pending"},
 		{"continuous works", projection.ClaimFacts{Snapshot: claim(func(c *bmdb.ClaimSnapshot) { c.Mode, c.Active = bmdb.ModeContinuous, 2 })}, "Ready+Managed Working"},
 		{"continuous idle", projection.ClaimFacts{Snapshot: outlook(bmdb.ModeContinuous, bmdb.OutlookIdle)}, "Ready+Managed Idle"},
 		{"continuous not needed", projection.ClaimFacts{Snapshot: outlook(bmdb.ModeContinuous, bmdb.OutlookNotNeeded)}, "Ready+Managed Idle"},

@@ -34,17 +34,18 @@ const (
 
 // claimLoop is the life of one claim in one term of its owner.
 type claimLoop struct {
-	engine  *Engine
-	owner   Owner
-	claim   *bmdb.OwnedClaim
-	id      claimID
-	log     logr.Logger
-	serving context.Context // works outlive the loop, but not this
-	works   *sync.WaitGroup
-	wake    chan struct{}
-	running atomic.Int64
-	waiting atomic.Bool // for a place in the pool
-	soon    atomic.Bool // a nudge is on its way
+	engine   *Engine
+	owner    Owner
+	claim    *bmdb.OwnedClaim
+	id       claimID
+	log      logr.Logger
+	serving  context.Context // works outlive the loop, but not this
+	works    *sync.WaitGroup
+	wake     chan struct{}
+	running  atomic.Int64
+	waiting  atomic.Bool // for a place in the pool
+	soon     atomic.Bool // a nudge is on its way
+	hindered hindrance
 
 	// Only the loop itself uses these.
 	admitted bool // the claim's object was admitted in this term, and not freed since
@@ -164,15 +165,17 @@ func (l *claimLoop) await(ctx context.Context, wait time.Duration) {
 
 // turn starts what can be started, and returns for how long it is not worth to look again.
 func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
-	room := max(l.claim.Spec.Parallelism, 1) - l.running.Load()
-	if room <= 0 {
-		// Parallelism may have been raised since; a round without places only reads the claim.
+	room, pause := max(l.claim.Spec.Parallelism, 1)-l.running.Load(), l.hindered.left(time.Now())
+	if room <= 0 || pause > 0 {
+		// Parallelism may have been raised since, or the claim lost; a round without places only reads the claim.
 		_, err := l.owner.ClaimRound(ctx, l.claim, 0)
 		switch {
 		case errors.Is(err, bmdb.ErrClaimLost):
 			return l.review(ctx)
 		case err != nil && !errors.Is(err, bmdb.ErrNothingToDo):
 			return 0, fmt.Errorf("read claim: %w", err)
+		case pause > 0:
+			return pause, nil
 		}
 		if room = max(l.claim.Spec.Parallelism, 1) - l.running.Load(); room <= 0 {
 			return longestWait, nil // an end wakes us
@@ -348,18 +351,17 @@ func (l *claimLoop) do(ctx context.Context, w *bmdb.Work, spec *bmdb.ClaimSpec, 
 	log := l.log.WithValues("process", w.Process(), "machine", w.Machine, "work", w.ID(), "attempt", w.Attempt())
 	log.Info("started work")
 	backoff := *spec.Backoff()
-	target, err := l.engine.targets.MachineTarget(ctx, w.Machine)
-	if err == nil {
-		var missing bool
-		if missing, err = l.engine.objects.Missing(ctx, target); missing {
-			err = fmt.Errorf("machine %s has no object any more", target.Name)
-		}
-	}
+	target, err := l.target(ctx, w)
 	if err != nil {
 		log.Info("work is cancelled before it began", "cause", err.Error())
+		l.hindered.meet(err.Error(), time.Now())
 		w.Cancel(ctx)
 		w.Abandon() // if that failed
+		l.engine.objects.ClaimChanged(l.id.pool, l.id.key)
 		return
+	}
+	if l.hindered.pass() {
+		l.engine.objects.ClaimChanged(l.id.pool, l.id.key)
 	}
 	p := &performance{
 		work: w, process: l.engine.processes[w.Process()], driver: drivers.drivers[target.Provider], backoff: backoff, log: log,
@@ -379,6 +381,19 @@ func (l *claimLoop) do(ctx context.Context, w *bmdb.Work, spec *bmdb.ClaimSpec, 
 	default:
 		p.run(ctx, l.engine.config.Grace, l.engine.config.Lease, l.engine.observer)
 	}
+}
+
+// target reads how the machine of a work is reached. A machine without an object is not touched.
+func (l *claimLoop) target(ctx context.Context, w *bmdb.Work) (bmdb.Target, error) {
+	target, err := l.engine.targets.MachineTarget(ctx, w.Machine)
+	if err != nil {
+		return target, err
+	}
+	missing, err := l.engine.objects.Missing(ctx, target)
+	if missing {
+		err = fmt.Errorf("machine %s has no object any more", target.Name)
+	}
+	return target, err
 }
 
 func otherwise(err error, text string) string {

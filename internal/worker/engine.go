@@ -222,17 +222,25 @@ func (e *Engine) Poll() {
 	}
 }
 
-// Owns tells whether this pod owns a claim, and whether the claim waits for a place in the pod's pool of workers: then limit is the
-// pool's size, else 0.
-func (e *Engine) Owns(pool, key string) (owns bool, limit int) {
+// Wait is what keeps this pod from starting work for a claim that it owns, as far as the database does not know it.
+type Wait struct {
+	// Limit is the size of the pod's pool of workers while the claim waits for a place in it, else 0.
+	Limit int
+	// Cause is what could not be read the last time that work was to begin; empty: nothing.
+	Cause string
+}
+
+// Owns tells whether this pod owns a claim, and what keeps it from starting work for it.
+func (e *Engine) Owns(pool, key string) (owns bool, wait Wait) {
 	l := e.loop(claimID{pool, key})
 	if l == nil {
-		return false, 0
+		return false, Wait{}
 	}
+	wait.Cause = l.hindered.why()
 	if l.waiting.Load() {
-		limit = e.config.Concurrency
+		wait.Limit = e.config.Concurrency
 	}
-	return true, limit
+	return true, wait
 }
 
 // Wake makes the owner of a claim look again at what can be started, if this pod is it.

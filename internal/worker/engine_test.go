@@ -158,8 +158,8 @@ func TestPoolIsShared(t *testing.T) {
 	})
 	l.claim("b", nil, "b1")
 	l.eventually("the second claim waits for a place", func() error {
-		if owns, limit := l.engine.Owns(pool, "b"); !owns || limit != 2 {
-			return fmt.Errorf("owns %v, limit %d", owns, limit)
+		if owns, wait := l.engine.Owns(pool, "b"); !owns || wait.Limit != 2 {
+			return fmt.Errorf("owns %v, waits %+v", owns, wait)
 		}
 		return nil
 	})
@@ -286,5 +286,46 @@ func TestObjectsThatAreGone(t *testing.T) {
 	})
 	if h := l.history("m"); h != "" {
 		t.Errorf("a claim without an object was carried out: %s", h)
+	}
+}
+
+// TestUnreadable: while the operator cannot read what work needs, it does not start and cancel over and over. No attempt is used up, and it
+// goes on when it can.
+func TestUnreadable(t *testing.T) {
+	machines := ids(3, "m")
+	l := newLab(t, 4, machines...)
+	l.mu.Lock()
+	l.unreadable = errors.New("the API server does not answer")
+	l.mu.Unlock()
+	l.serve()
+	l.claim("start", func(c *bmdb.ClaimSpec) { c.MaxAttempts = 1 }, machines...)
+	l.eventually("the cause is told", func() error {
+		if _, wait := l.engine.Owns(pool, "start"); wait.Cause != "the API server does not answer" || l.count(l.changed, "start") == 0 {
+			return fmt.Errorf("waits %+v", wait)
+		}
+		return nil
+	})
+	l.eventually("it was tried again, several times", func() error {
+		if n := l.reads(); n < 3*len(machines) {
+			return fmt.Errorf("%d times", n)
+		}
+		return nil
+	})
+	for _, m := range machines {
+		at := l.attempts(m)
+		for i := 1; i < len(at); i++ {
+			if wait := at[i].Sub(at[i-1]); wait < 400*time.Millisecond {
+				t.Errorf("%s was tried again after %s", m, wait)
+			}
+		}
+	}
+	l.mu.Lock()
+	l.unreadable = nil
+	l.mu.Unlock()
+	if s := l.await("start", bmdb.ClaimComplete, bmdb.OutlookComplete); s.Succeeded != 3 {
+		t.Errorf("%d succeeded", s.Succeeded)
+	}
+	if _, wait := l.engine.Owns(pool, "start"); wait.Cause != "" {
+		t.Errorf("waits %+v at the end", wait)
 	}
 }

@@ -48,21 +48,23 @@ type lab struct {
 	conn   *bmdb.Connection
 	engine *worker.Engine
 
-	mu       sync.Mutex
-	behave   map[string]behaviour
-	notReady map[string]bool
-	gone     map[string]bool // keys of claims and names of machines whose objects are gone
-	admitted map[string]int
-	idled    map[string]int
-	terms    []worker.Term // for which it was idle
-	changed  map[string]int
-	failed   map[string]int
-	opened   int
-	closed   int
-	stuck    int
-	inUse    int
-	mostUsed int
-	owned    int
+	mu         sync.Mutex
+	behave     map[string]behaviour
+	notReady   map[string]bool
+	gone       map[string]bool // keys of claims and names of machines whose objects are gone
+	admitted   map[string]int
+	idled      map[string]int
+	terms      []worker.Term // for which it was idle
+	changed    map[string]int
+	failed     map[string]int
+	missing    []missingRead
+	unreadable error // of whether a machine has an object
+	opened     int
+	closed     int
+	stuck      int
+	inUse      int
+	mostUsed   int
+	owned      int
 }
 
 // newLab starts an engine, with a session of its own, that ends with the test.
@@ -278,7 +280,32 @@ func (o *labObjects) Idle(_ context.Context, term worker.Term) (bool, error) {
 func (o *labObjects) Missing(_ context.Context, target bmdb.Target) (bool, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.gone[target.Name], nil
+	o.missing = append(o.missing, missingRead{target.Name, time.Now()})
+	return o.gone[target.Name], o.unreadable
+}
+
+// missingRead is one look whether a machine has an object.
+type missingRead struct {
+	machine string
+	at      time.Time
+}
+
+func (l *lab) reads() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.missing)
+}
+
+// attempts returns when it was looked whether a machine has an object.
+func (l *lab) attempts(machine string) (at []time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.missing {
+		if r.machine == machine {
+			at = append(at, r.at)
+		}
+	}
+	return at
 }
 
 func (o *labObjects) ClaimChanged(_, key string) {

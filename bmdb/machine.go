@@ -179,8 +179,8 @@ type Target struct {
 	Address              string
 	// HostKey is the pinned SSH host key in wire format; nil: none is pinned yet.
 	HostKey []byte
-	// OwnerAccepted tells that a person accepted that the host is this machine, whatever its owner file says. The work that takes the host
-	// over calls Work.UseOwnerAcceptance before it does.
+	// OwnerAccepted tells that a person accepted that the host is this machine, whatever its owner file says, and that no work has begun
+	// to take the host over. The one that does calls Work.UseOwnerAcceptance before.
 	OwnerAccepted bool
 }
 

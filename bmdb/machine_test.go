@@ -328,7 +328,7 @@ func TestPinsAndAcceptances(t *testing.T) {
 	if got := target(); string(got.HostKey) != "key 1" || got.Name != "m0" || got.Provider != "lab" || got.ProviderID != "0" || got.Address != "10.0.0.0" || got.Pool != pool {
 		t.Errorf("target: %+v", got)
 	}
-	if used, err := w.UseOwnerAcceptance(t.Context()); err != nil || used {
+	if used, err := w.UseOwnerAcceptance(t.Context(), []byte("file 0")); err != nil || used {
 		t.Errorf("used an acceptance that nobody gave: %v, %v", used, err)
 	}
 	if err := conn.AcceptOwner(t.Context(), pool, "m0", "alice"); err != nil {
@@ -337,8 +337,8 @@ func TestPinsAndAcceptances(t *testing.T) {
 	if !target().OwnerAccepted {
 		t.Error("the acceptance is not seen")
 	}
-	for _, want := range []bool{true, false} {
-		if used, err := w.UseOwnerAcceptance(t.Context()); err != nil || used != want {
+	for i, want := range []bool{true, false} {
+		if used, err := w.UseOwnerAcceptance(t.Context(), fmt.Appendf(nil, "file %d", i+1)); err != nil || used != want {
 			t.Errorf("used an acceptance: %v, %v, want %v", used, err, want)
 		}
 	}
@@ -358,6 +358,15 @@ func TestPinsAndAcceptances(t *testing.T) {
 	}
 	if got := target(); got.HostKey != nil {
 		t.Errorf("a stale work pinned %q", got.HostKey)
+	}
+	// The acceptance is gone, and what it was used for goes on until it is done.
+	again := l.work(s, model.ProcessAgentStart, ids[0])
+	if got := string(again.PreviousCheckpoint()); got != "file 1" {
+		t.Errorf("the next work finds that %q is replaced, want file 1", got)
+	}
+	finish(t, again)
+	if got := l.work(s, model.ProcessAgentStart, ids[0]).PreviousCheckpoint(); got != nil {
+		t.Errorf("after it was done the next work finds %q", got)
 	}
 	events, err := conn.AuditOf(t.Context(), pool, bmdb.KindMachine, "m0", 10)
 	kinds := []string{}

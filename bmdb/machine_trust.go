@@ -21,9 +21,10 @@ func (w *Work) PinHostKey(ctx context.Context, key []byte) error {
 	})
 }
 
-// UseOwnerAcceptance uses up what AcceptOwner allowed, and tells whether there was anything. Call it before the host is taken over. It is
-// audited, and refused like an end.
-func (w *Work) UseOwnerAcceptance(ctx context.Context) (accepted bool, err error) {
+// UseOwnerAcceptance uses up what AcceptOwner allowed, and tells whether there was anything. Call it before the host is taken over. In the same
+// transaction it makes intent, which says what is about to be replaced, the work's checkpoint: until the process finishes on the machine, the
+// next to work there finds it as PreviousCheckpoint and may go on with that, and with nothing else. It is audited, and refused like an end.
+func (w *Work) UseOwnerAcceptance(ctx context.Context, intent []byte) (accepted bool, err error) {
 	err = w.fenced(ctx, "use acceptance of owner", func(ctx context.Context, tx *Tx) error {
 		accepted = false
 		e := w.event(AuditOwnerReplaced)
@@ -34,6 +35,7 @@ func (w *Work) UseOwnerAcceptance(ctx context.Context) (accepted bool, err error
 		if err := tx.flush(ctx); err != nil || !accepted {
 			return err
 		}
+		tx.queue("Checkpoint", sqlCheckpoint, w.Machine, w.process, w.id, intent)
 		tx.audit(e)
 		return nil
 	})

@@ -30,7 +30,7 @@ func newAccept(c *Config) *cobra.Command {
 		Short: "Accept what a machine shows and the operator refuses; audited",
 		Long: "accept says that a person has looked and found it right: with host-key, that a machine shows another host key than the pinned\n" +
 			"one; with owner, that the host is this machine although its owner file names another machine or database. The next work on\n" +
-			"the machine takes it as it finds it.",
+			"the machine takes it as it finds it, and need not wait for a backoff. A quarantine stays: raise the claim's maxAttempts.",
 		Args: cobra.ExactArgs(2), ValidArgs: acceptable,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := c.requireDatabase(); err != nil {

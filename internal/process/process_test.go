@@ -19,6 +19,9 @@ import (
 type work struct {
 	calls []string
 	lost  error
+
+	accepted             bool
+	checkpoint, previous []byte
 }
 
 func (w *work) Check(context.Context) error {
@@ -36,10 +39,15 @@ func (w *work) PinHostKey(_ context.Context, key []byte) error {
 	return w.lost
 }
 
-func (w *work) UseOwnerAcceptance(context.Context) (bool, error) {
-	w.calls = append(w.calls, "accept")
-	return true, w.lost
+func (w *work) UseOwnerAcceptance(_ context.Context, intent []byte) (bool, error) {
+	accepted := w.accepted
+	if accepted && w.lost == nil {
+		w.accepted, w.checkpoint = false, intent
+	}
+	return accepted, w.lost
 }
+
+func (w *work) PreviousCheckpoint() []byte { return w.previous }
 
 func TestStepsAskBeforeEachStep(t *testing.T) {
 	w, changes := &work{}, 0
@@ -72,6 +80,37 @@ func TestStepsPassOnThatWorkIsLost(t *testing.T) {
 	}
 	if err := s.PinHostKey(t.Context(), []byte("key")); !errors.Is(err, lost) {
 		t.Errorf("pin: %v", err)
+	}
+}
+
+// TestAcceptanceIsForOneFile: what a person accepted once lets one owner file be replaced, by as many works as that takes.
+func TestAcceptanceIsForOneFile(t *testing.T) {
+	w := &work{accepted: true}
+	use := func(file string) bool {
+		t.Helper()
+		ok, err := process.NewSteps(w, func() {}).UseOwnerAcceptance(t.Context(), []byte(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.previous = w.checkpoint // of the next work
+		return ok
+	}
+	for i, step := range []struct {
+		file   string
+		accept bool
+		want   bool
+	}{
+		{"one", false, true}, {"one", false, true}, {"two", false, false}, {"", false, false}, {"one", false, true},
+		{"one", true, true}, {"two", false, false}, {"two", true, true}, {"one", false, false},
+	} {
+		w.accepted = w.accepted || step.accept
+		if got := use(step.file); got != step.want {
+			t.Errorf("step %d, %+v: %v", i, step, got)
+		}
+	}
+	w = &work{lost: errors.New("lost"), accepted: true, previous: []byte("replace owner file one")}
+	if ok, err := process.NewSteps(w, func() {}).UseOwnerAcceptance(t.Context(), []byte("one")); ok || !errors.Is(err, w.lost) {
+		t.Errorf("of a work that is lost: %v, %v", ok, err)
 	}
 }
 

@@ -4,6 +4,7 @@
 package process
 
 import (
+	"bytes"
 	"context"
 	"sync"
 
@@ -18,8 +19,11 @@ type Work interface {
 	Progress(ctx context.Context, step string, percent int) error
 	// PinHostKey makes the key the machine's, durably, and fails like Check.
 	PinHostKey(ctx context.Context, key []byte) error
-	// UseOwnerAcceptance uses up that a person accepted the host as this machine, and fails like Check.
-	UseOwnerAcceptance(ctx context.Context) (bool, error)
+	// UseOwnerAcceptance uses up that a person accepted the host as this machine, in exchange for intent as the checkpoint, and fails
+	// like Check.
+	UseOwnerAcceptance(ctx context.Context, intent []byte) (bool, error)
+	// PreviousCheckpoint is what an earlier work that did not finish was about to do.
+	PreviousCheckpoint() []byte
 }
 
 // NewSteps returns the steps of a driver that works under w. changed is called after each step that shows something new.
@@ -61,7 +65,13 @@ func (s *steps) advance(name string, percent int) bool {
 // PinHostKey implements provider.Steps.
 func (s *steps) PinHostKey(ctx context.Context, key []byte) error { return s.work.PinHostKey(ctx, key) }
 
-// UseOwnerAcceptance implements provider.Steps.
-func (s *steps) UseOwnerAcceptance(ctx context.Context) (bool, error) {
-	return s.work.UseOwnerAcceptance(ctx)
+// UseOwnerAcceptance implements provider.Steps. What an earlier work began to replace is replaced to the end without asking a person again. An
+// acceptance that stands is used up even so: it was given for this, and left standing it would let another host be taken over some day.
+func (s *steps) UseOwnerAcceptance(ctx context.Context, file []byte) (bool, error) {
+	intent := append([]byte("replace owner file "), file...)
+	accepted, err := s.work.UseOwnerAcceptance(ctx, intent)
+	if err != nil {
+		return false, err
+	}
+	return accepted || bytes.Equal(s.work.PreviousCheckpoint(), intent), nil
 }

@@ -61,10 +61,15 @@ type Steps interface {
 	PinHostKey(ctx context.Context, key []byte) error
 
 	// UseOwnerAcceptance tells whether a person accepted that the host is this
-	// machine although it says that it is another's, and uses that up, durably.
-	// It is called before a host is taken over; when it returns false or an
-	// error the driver does nothing more to the machine.
-	UseOwnerAcceptance(ctx context.Context) (bool, error)
+	// machine although it says that it is another's. file says which owner file
+	// on which host would be replaced, in any form that is another for any
+	// other file. What was accepted is durably bound to the first file that it
+	// is asked for: for that it is true again in later works until one
+	// finishes, so that a takeover that was cut off is completed; for any other
+	// file it is false. It is called once in a work, before a host is taken
+	// over; when it returns false or an error the driver does nothing more to
+	// the machine.
+	UseOwnerAcceptance(ctx context.Context, file []byte) (bool, error)
 }
 
 // Agent is what a driver learned about a running agent.

@@ -274,9 +274,9 @@ func (l *lab) failsAtMost(name string, n int) bool {
 // noSteps are steps of a work that nobody can lose.
 type noSteps struct{}
 
-func (noSteps) Step(context.Context, string, int) error          { return nil }
-func (noSteps) PinHostKey(context.Context, []byte) error         { return nil }
-func (noSteps) UseOwnerAcceptance(context.Context) (bool, error) { return false, nil }
+func (noSteps) Step(context.Context, string, int) error                  { return nil }
+func (noSteps) PinHostKey(context.Context, []byte) error                 { return nil }
+func (noSteps) UseOwnerAcceptance(context.Context, []byte) (bool, error) { return false, nil }
 
 // verifyStatuses waits until the status of every claim says what the database does.
 func (l *lab) verifyStatuses() {

@@ -4,6 +4,7 @@
 package providertest
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"sync"
@@ -25,10 +26,12 @@ type Steps struct {
 	OnStep func(n int, call StepCall) error
 	// OnPin is called by each PinHostKey and decides. Nil allows it.
 	OnPin func(key []byte) error
-	// OwnerAccepted is what the next call of UseOwnerAcceptance returns.
+	// OwnerAccepted makes UseOwnerAcceptance true for the next file that it is
+	// asked for, and from then on for that file.
 	OwnerAccepted bool
 
 	mu    sync.Mutex
+	owner []byte // what OwnerAccepted was used for
 	calls []StepCall
 	pins  [][]byte
 }
@@ -59,13 +62,14 @@ func (s *Steps) PinHostKey(_ context.Context, key []byte) error {
 	return s.OnPin(key)
 }
 
-// UseOwnerAcceptance returns what OwnerAccepted says, once.
-func (s *Steps) UseOwnerAcceptance(context.Context) (bool, error) {
+// UseOwnerAcceptance returns what OwnerAccepted says, for one file.
+func (s *Steps) UseOwnerAcceptance(_ context.Context, file []byte) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	accepted := s.OwnerAccepted
-	s.OwnerAccepted = false
-	return accepted, nil
+	if s.OwnerAccepted {
+		s.OwnerAccepted, s.owner = false, slices.Clone(file)
+	}
+	return s.owner != nil && bytes.Equal(s.owner, file), nil
 }
 
 // Calls returns the calls of Step so far, in order.

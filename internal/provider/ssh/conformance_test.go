@@ -160,6 +160,14 @@ func (h *host) own(t *testing.T, content string) {
 	must(t, os.WriteFile(filepath.Join(h.stateDir, agent.OwnerFile), []byte(content), 0o600))
 }
 
+// owner is what the owner file says.
+func (h *host) owner(t *testing.T) string {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(h.stateDir, agent.OwnerFile))
+	must(t, err)
+	return string(content)
+}
+
 // closedPort is an address at which nothing listens.
 func closedPort(t *testing.T) string {
 	t.Helper()

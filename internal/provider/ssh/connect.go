@@ -37,8 +37,9 @@ func (w *work) connect(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
+	w.hostKey = key.Marshal()
 	if pin {
-		if err := w.steps.PinHostKey(ctx, key.Marshal()); err != nil {
+		if err := w.steps.PinHostKey(ctx, w.hostKey); err != nil {
 			return fmt.Errorf("%s: pin host key: %w", w.what(), err)
 		}
 	}

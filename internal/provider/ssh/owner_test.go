@@ -6,10 +6,12 @@ package ssh_test
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -179,5 +181,97 @@ func TestAcceptedHostChangesHands(t *testing.T) {
 			_, err = newDriver(t, h).StartAgent(t.Context(), other, steps)
 			wantReason(t, err, provider.ReasonOwnedByAnotherMachine, true)
 		})
+	}
+}
+
+// onceFailing is a program that fails the first time that it is used, before or after it has done what it is for.
+func onceFailing(t *testing.T, name, when string) string {
+	t.Helper()
+	program, err := exec.LookPath(name)
+	must(t, err)
+	once := filepath.Join(t.TempDir(), "once")
+	if when == "before" {
+		return fmt.Sprintf(`if [ ! -e %[1]s ]; then : >%[1]s; exit 1; fi; exec %[2]s "$@"`, once, program)
+	}
+	return fmt.Sprintf(`%[2]s "$@"; if [ ! -e %[1]s ]; then : >%[1]s; kill $PPID; fi`, once, program)
+}
+
+// TestAcceptedTakeoverIsCompleted: a takeover that was cut off, before the owner file was replaced or before anybody heard of it, is completed
+// by the next work without asking the person again. It is that of one owner file: another one that is there then stays, whatever it says.
+func TestAcceptedTakeoverIsCompleted(t *testing.T) {
+	for _, test := range []struct {
+		name, when string
+		replaced   bool // by the work that was cut off
+	}{{"before it was replaced", "before", false}, {"before the answer", "after", true}} {
+		for _, other := range []string{"the same", "another content", "written again", "another host"} {
+			t.Run(test.name+", then "+other, func(t *testing.T) {
+				t.Parallel()
+				h := newHost(t, behaviour{programs: map[string]string{"mv": onceFailing(t, "mv", test.when)}})
+				m, d := newMachine(h), newDriver(t, h)
+				former := ownerOf(uuid.New(), uuid.New())
+				h.own(t, former)
+				steps := &providertest.Steps{OwnerAccepted: true}
+				if _, err := d.StartAgent(t.Context(), m, steps); err == nil {
+					t.Fatal("what was cut off succeeded")
+				}
+				if replaced := h.owner(t) != former; replaced != test.replaced {
+					t.Fatalf("replaced: %v, want %v", replaced, test.replaced)
+				}
+				wants := ""
+				switch name := filepath.Join(h.stateDir, agent.OwnerFile); other {
+				case "another content":
+					wants = ownerOf(uuid.New(), uuid.New())
+					must(t, os.WriteFile(name, []byte(wants), 0o600))
+				case "written again":
+					wants = former
+					must(t, os.WriteFile(name+".new", []byte(wants), 0o600))
+					must(t, os.Chtimes(name+".new", time.Time{}, time.Now().Add(-time.Hour)))
+					must(t, os.Rename(name+".new", name))
+				case "another host": // with the very file
+					wants = former
+					clone := newHost(t, behaviour{})
+					must(t, os.Mkdir(clone.stateDir, 0o700))
+					must(t, os.Link(name, filepath.Join(clone.stateDir, agent.OwnerFile)))
+					h, d, m.Address = clone, newDriver(t, clone), clone.address
+				}
+				_, err := d.StartAgent(t.Context(), m, steps)
+				if other == "the same" || other == "another host" && test.replaced {
+					if err != nil {
+						t.Fatalf("the takeover is not completed: %v", err)
+					}
+					if o, err := agent.ParseOwner([]byte(h.owner(t))); err != nil || o.DatabaseID != m.DatabaseID || o.MachineID != m.ID {
+						t.Errorf("the owner file is %s", h.owner(t))
+					}
+					return
+				}
+				wantReason(t, err, provider.ReasonOwnedByAnotherDatabase, true)
+				if got := h.owner(t); got != wants {
+					t.Errorf("the owner file is\n%s\nwant it as it was:\n%s", got, wants)
+				}
+			})
+		}
+	}
+}
+
+// TestOwnerFileWrittenMeanwhileStays: the machine itself looks whether the file that was accepted is still there.
+func TestOwnerFileWrittenMeanwhileStays(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, behaviour{})
+	m := newMachine(h)
+	h.own(t, ownerOf(uuid.New(), uuid.New()))
+	meanwhile, asked := ownerOf(uuid.New(), uuid.New()), 0
+	steps := &providertest.Steps{OwnerAccepted: true, OnStep: func(_ int, c providertest.StepCall) error {
+		if c.Name == "CheckOwner" {
+			asked++
+		}
+		if c.Name == "CheckOwner" && asked == 2 { // the next that happens on the machine is the replacement
+			return os.WriteFile(filepath.Join(h.stateDir, agent.OwnerFile), []byte(meanwhile), 0o600)
+		}
+		return nil
+	}}
+	_, err := newDriver(t, h).StartAgent(t.Context(), m, steps)
+	wantReason(t, err, provider.ReasonOwnedByAnotherDatabase, true)
+	if got := h.owner(t); got != meanwhile {
+		t.Errorf("the owner file is\n%s\nwant\n%s", got, meanwhile)
 	}
 }

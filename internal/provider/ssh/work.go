@@ -30,6 +30,7 @@ type work struct {
 	address address
 	conn    net.Conn    // nil before Connect
 	client  *ssh.Client // nil before Connect
+	hostKey []byte      // that the host showed
 	root    bool        // the user is root
 	goarch  string      // the machine's
 	digest  string      // of the agent for it

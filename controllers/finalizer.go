@@ -122,7 +122,6 @@ func (o *Objects) Idle(ctx context.Context, term worker.Term) (bool, error) {
 }
 
 // +kubebuilder:rbac:groups=bmdb.dev,resources=workclaims,verbs=get;list;watch;patch;delete
-// +kubebuilder:rbac:groups=bmdb.dev,resources=workclaims/finalizers,verbs=update
 // +kubebuilder:rbac:groups=bmdb.dev,resources=workclaims/status,verbs=patch
 
 // addFinalizer adds our finalizer for a term. The UID keeps it from making an object that is gone, the resource version from overwriting

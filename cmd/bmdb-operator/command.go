@@ -29,7 +29,7 @@ const (
 // newCommand returns the whole command line. Environment variables are read through getenv; they count where a flag is not given.
 func newCommand(out io.Writer, getenv func(string) string) *cobra.Command {
 	var c Config
-	operate := func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), c) }
+	operate := func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), c, os.Stderr) }
 	root := &cobra.Command{
 		Use:   "bmdb-operator",
 		Short: "Work on fleets of bare-metal machines, with a database as the source of truth",

@@ -6,8 +6,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -93,20 +91,4 @@ func (c *Config) requireMetricsCertificate() error {
 		}
 	}
 	return nil
-}
-
-func (c *Config) logger(out io.Writer) (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
-		return nil, fmt.Errorf("--log-level %q is not debug, info, warn or error", c.LogLevel)
-	}
-	options := &slog.HandlerOptions{Level: level}
-	switch c.LogFormat {
-	case "json":
-		return slog.New(slog.NewJSONHandler(out, options)), nil
-	case "text":
-		return slog.New(slog.NewTextHandler(out, options)), nil
-	default:
-		return nil, fmt.Errorf("--log-format %q is not json or text", c.LogFormat)
-	}
 }

@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -20,7 +21,9 @@ func main() {
 	err := newCommand(os.Stdout, os.Getenv).ExecuteContext(ctx)
 	stop()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "bmdb-operator:", err)
+		if reported := (reportedError{}); !errors.As(err, &reported) {
+			fmt.Fprintln(os.Stderr, "bmdb-operator:", err)
+		}
 		os.Exit(1)
 	}
 }

@@ -6,8 +6,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
-	"os"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -18,7 +18,6 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/utils/clock"
-	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
@@ -39,17 +38,27 @@ import (
 	"github.com/bmdb-dev/bmdb-operator/internal/worker"
 )
 
-// run runs the operator until ctx is done.
-func run(ctx context.Context, c Config) error {
+// run runs the operator until ctx is done. All that is logged in the process goes to out from then on. An error that is in the log already is
+// a reportedError.
+func run(ctx context.Context, c Config, out io.Writer) error {
 	if err := c.complete(); err != nil {
 		return err
 	}
-	slogger, err := c.logger(os.Stderr)
+	slogger, err := c.logger(out)
 	if err != nil {
 		return err
 	}
 	log := logr.FromSlogHandler(slogger.Handler())
-	ctrl.SetLogger(log)
+	logAll(slogger)
+	if err := operate(ctx, c, slogger, log); err != nil {
+		log.Error(err, "the operator ends")
+		return reportedError{err}
+	}
+	return nil
+}
+
+// operate is run, with a log.
+func operate(ctx context.Context, c Config, slogger *slog.Logger, log logr.Logger) error {
 	config, err := c.restConfig()
 	if err != nil {
 		return err

@@ -43,12 +43,12 @@ func TestRunWithTheGeneratedRights(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	config := Config{
-		DatabaseURL: bmdbtest.NewURL(t), LogLevel: "info", LogFormat: "text", Kubeconfig: restricted(t, c, plane), Namespaces: []string{namespace},
+		DatabaseURL: bmdbtest.NewURL(t), LogLevel: "info", LogFormat: "json", Kubeconfig: restricted(t, c, plane), Namespaces: []string{namespace},
 		Lease: 5 * time.Second, WorkConcurrency: 4, WorkGrace: time.Second, StatusInterval: time.Second, AllowSimulated: true, AgentDir: t.TempDir(),
 		Reconciles: 4, DatabaseConnections: 4, MetricsAddress: "0", HealthAddress: "0", PodName: "pod-1",
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- run(ctx, config) }()
+	ended, log := make(chan error, 1), &logged{}
+	go func() { ended <- run(ctx, config, log) }()
 
 	create := func(o client.Object) {
 		t.Helper()
@@ -94,6 +94,7 @@ func TestRunWithTheGeneratedRights(t *testing.T) {
 		}
 		return nil
 	})
+	foreignLines(t)
 	cancel()
 	select {
 	case err := <-ended:
@@ -103,6 +104,7 @@ func TestRunWithTheGeneratedRights(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("the operator does not end")
 	}
+	log.verify(t)
 }
 
 func eventually(t *testing.T, what string, check func() error) {

@@ -124,6 +124,42 @@ func TestLostSessionIsReplaced(t *testing.T) {
 	}
 }
 
+// lingering serves on after its context is done, until it is told.
+type lingering struct {
+	*server
+	leave chan struct{}
+}
+
+func (l *lingering) Serve(ctx context.Context, s *bmdb.Session) {
+	l.server.Serve(ctx, s)
+	<-l.leave
+}
+
+// TestNotReadyWhileALostSessionIsServed: what still ends under a session that is over makes nobody ready, and keeps the next one waiting.
+func TestNotReadyWhileALostSessionIsServed(t *testing.T) {
+	conn, s := bmdbtest.New(t), &lingering{newServer(), make(chan struct{})}
+	k := session.New(conn, s, testr.New(t))
+	keep(t, k)
+	first := receive(t, s.sessions, "session")
+	if err := first.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if cause := receive(t, s.causes, "end of serving"); !errors.Is(cause, bmdb.ErrSessionExpired) {
+		t.Errorf("serving ended because of %v", cause)
+	}
+	if k.Check(nil) == nil || k.Current() != nil {
+		t.Error("ready under a session that is over")
+	}
+	if len(s.sessions) != 0 {
+		t.Error("two sessions at once")
+	}
+	close(s.leave)
+	second := receive(t, s.sessions, "second session")
+	if err := k.Check(nil); err != nil || k.Current() != second {
+		t.Errorf("not ready with the next session: %v", err)
+	}
+}
+
 // failing cannot start sessions for a while.
 type failing struct {
 	*bmdb.Connection

@@ -56,6 +56,7 @@ type behaviour struct {
 	hangAt    string // accept, banner, kex, auth, session, exec, sftp
 	noUser    bool   // nobody may log in
 	noSFTP    bool
+	damages   bool              // what is uploaded has another byte when it arrives
 	noise     string            // printed by the login shell before each command
 	asUser    bool              // the user is not root
 	noSudo    bool              // and may not use sudo
@@ -246,7 +247,21 @@ func (h *host) session(channel ssh.Channel, requests <-chan *ssh.Request) {
 
 // Filewrite implements sftp.FileWriter.
 func (h *host) Filewrite(r *sftp.Request) (io.WriterAt, error) {
-	return os.OpenFile(h.local(r.Filepath), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	file, err := os.OpenFile(h.local(r.Filepath), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err == nil && h.behaviour.damages {
+		return &damaging{file}, nil
+	}
+	return file, err
+}
+
+// damaging is a file to which another first byte is written.
+type damaging struct{ *os.File }
+
+func (d *damaging) WriteAt(p []byte, at int64) (int, error) {
+	if p = bytes.Clone(p); at == 0 {
+		p[0]++
+	}
+	return d.File.WriteAt(p, at)
 }
 
 // local translates the names of the state directory.

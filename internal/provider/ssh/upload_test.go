@@ -99,6 +99,29 @@ func TestInterruptedUploadIsRepeatedAndLeavesNothing(t *testing.T) {
 	}
 }
 
+// TestDamagedUploadIsNotInstalled: what gets the agent's name is what was sent, or what was there before.
+func TestDamagedUploadIsNotInstalled(t *testing.T) {
+	for name, b := range map[string]behaviour{"root": {damages: true}, "sudo": {asUser: true, damages: true}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t, b)
+			m := newMachine(h)
+			installed := filepath.Join(h.stateDir, agent.BinaryFile)
+			_, err := newDriver(t, h).StartAgent(t.Context(), m, &providertest.Steps{})
+			wantReason(t, err, provider.ReasonUploadFailed, false)
+			if _, err := os.Lstat(installed); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("installed: %v", err)
+			}
+			must(t, os.WriteFile(installed, []byte("former"), 0o700))
+			_, err = newDriver(t, h).StartAgent(t.Context(), m, &providertest.Steps{})
+			wantReason(t, err, provider.ReasonUploadFailed, false)
+			if content, err := os.ReadFile(installed); err != nil || string(content) != "former" {
+				t.Errorf("the former agent is %d bytes now, %v", len(content), err)
+			}
+		})
+	}
+}
+
 type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }

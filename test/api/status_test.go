@@ -19,7 +19,9 @@ import (
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
 	ac "github.com/bmdb-dev/bmdb-operator/api/v1alpha1/applyconfiguration/api/v1alpha1"
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv/devtest"
+	"github.com/bmdb-dev/bmdb-operator/test/argocd"
 )
 
 const (
@@ -30,6 +32,7 @@ const (
 
 var aTime = metav1.NewTime(time.Date(2026, 11, 22, 16, 0, 0, 0, time.UTC))
 
+// verifyHealth computes the health of an object as Flux and kpt do, and as Argo CD does.
 func verifyHealth(t *testing.T, u *unstructured.Unstructured, want status.Status) {
 	t.Helper()
 	got, err := status.Compute(u)
@@ -38,6 +41,21 @@ func verifyHealth(t *testing.T, u *unstructured.Unstructured, want status.Status
 	}
 	if got.Status != want {
 		t.Errorf("health is %s (%s), want %s", got.Status, got.Message, want)
+	}
+	root, err := devenv.ModuleRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	checks, err := argocd.Shipped(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	health, message, err := checks.Health(u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if wanted := argocd.Of(u, want); health != wanted {
+		t.Errorf("Argo CD says that health is %s (%s), want %s", health, message, wanted)
 	}
 }
 

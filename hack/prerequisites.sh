@@ -33,6 +33,8 @@ if [[ $purpose == test ]]; then
   need gcc gcc
   if [[ ! -e /usr/include/stdlib.h ]]; then missing+=(libc6-dev); fi
   need patch patch
+  # The image has them too.
+  if [[ ! -e /etc/ssl/certs/ca-certificates.crt ]]; then missing+=(ca-certificates); fi
 fi
 if [[ -n $root ]]; then
   # Machines of their own in network namespaces; without root they are servers inside the program, which need nothing.

@@ -131,8 +131,8 @@ func restricted(t *testing.T, c client.Client, plane *devenv.ControlPlane) strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, dir := range []string{"rbac", "pool"} {
-		text, err := os.ReadFile(filepath.Join(root, "config", dir, "role.yaml"))
+	for _, file := range []string{"role.yaml", "pool_role.yaml"} {
+		text, err := os.ReadFile(filepath.Join(root, "config", "rbac", file))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -85,12 +85,12 @@ func (c *ControlPlane) configFor(port int, user string, groups ...string) (*rest
 // Kubeconfig writes the administrator's configuration to a file for kubectl.
 func (c *ControlPlane) Kubeconfig(path string) error { return WriteKubeconfig(path, c.admin) }
 
-// WriteKubeconfig writes a configuration that has its certificates in memory to a file that only this user can read.
+// WriteKubeconfig writes a configuration that has its certificates or token in memory to a file that only this user can read.
 func WriteKubeconfig(path string, config *rest.Config) error {
 	const name = "bmdb-devenv"
 	file := clientcmdapi.NewConfig()
 	file.Clusters[name] = &clientcmdapi.Cluster{Server: config.Host, CertificateAuthorityData: config.CAData}
-	file.AuthInfos[name] = &clientcmdapi.AuthInfo{ClientCertificateData: config.CertData, ClientKeyData: config.KeyData}
+	file.AuthInfos[name] = &clientcmdapi.AuthInfo{ClientCertificateData: config.CertData, ClientKeyData: config.KeyData, Token: config.BearerToken}
 	file.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name, Namespace: "default"}
 	file.CurrentContext = name
 	if err := clientcmd.WriteToFile(*file, path); err != nil {

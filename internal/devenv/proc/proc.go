@@ -34,6 +34,8 @@ type Config struct {
 	Log string
 	// Credential is the user to run as. Nil keeps this process's user.
 	Credential *syscall.Credential
+	// Root is the directory that the child sees as /, where Path is then looked for. Empty keeps this process's. It takes root.
+	Root string
 	// DeathSignal is what the child gets when this process dies, however it dies. Zero is SIGKILL.
 	DeathSignal syscall.Signal
 }
@@ -65,6 +67,7 @@ func Start(config Config) (*Process, error) {
 		Setpgid:    true,
 		Pdeathsig:  config.DeathSignal,
 		Credential: config.Credential,
+		Chroot:     config.Root,
 	}
 	p := &Process{config: config, cmd: cmd, done: make(chan struct{})}
 

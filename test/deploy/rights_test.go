@@ -116,7 +116,7 @@ func TestRightsByCall(t *testing.T) {
 	machine := &v1alpha1.Machine{ObjectMeta: metav1.ObjectMeta{Name: "m1", Namespace: r.pool}}
 	machine.Spec.ProviderRef.Name, machine.Spec.ProviderID = "lab", "m1"
 	claim := &v1alpha1.WorkClaim{ObjectMeta: metav1.ObjectMeta{
-		Name: "c1", Namespace: r.pool, Labels: map[string]string{"team": "metal"}, Finalizers: []string{"example.org/theirs"},
+		Name: "c1", Namespace: r.pool, Labels: map[string]string{"team": "metal"}, Annotations: map[string]string{"note": "theirs"}, Finalizers: []string{"example.org/theirs"},
 	}}
 	claim.Spec.Process, claim.Spec.Mode, claim.Spec.Machines.Names = v1alpha1.ProcessAgentStart, v1alpha1.WorkModeOnce, []string{"m1"}
 	apply(t, r.admin, machine)
@@ -173,7 +173,11 @@ func TestRightsByCall(t *testing.T) {
 		{"write a claim's spec", patch(claim, `{"spec": {"parallelism": 9}}`), "the operator does not write a spec"},
 		{"write a claim's labels", patch(claim, `{"metadata": {"labels": {"team": "other"}}}`), "the operator does not write labels"},
 		{"add a label", patch(claim, `{"metadata": {"labels": {"new": ""}}}`), "the operator does not write labels"},
-		{"add an annotation", patch(claim, `{"metadata": {"annotations": {"new": ""}}}`), "the operator does not write annotations"},
+		{"add an annotation", patch(claim, `{"metadata": {"annotations": {"new": ""}}}`), "the operator does not write the annotations of others"},
+		{"write an annotation", patch(claim, `{"metadata": {"annotations": {"note": "mine"}}}`), "the operator does not write the annotations of others"},
+		{"take away an annotation", patch(claim, `{"metadata": {"annotations": null}}`), "the operator does not write the annotations of others"},
+		{"add its annotation", patch(claim, `{"metadata": {"annotations": {"bmdb.dev/work-term": "1"}}}`), ""},
+		{"take away its annotation", patch(claim, `{"metadata": {"annotations": {"bmdb.dev/work-term": null}}}`), ""},
 		{"take away another's finalizer", patch(claim, `{"metadata": {"finalizers": []}}`), "the operator does not write the finalizers of others"},
 		{"add its finalizer", patch(claim, `{"metadata": {"finalizers": ["example.org/theirs", "bmdb.dev/work"]}}`), ""},
 		{"take away its finalizer", patch(claim, `{"metadata": {"finalizers": ["example.org/theirs"]}}`), ""},

@@ -30,6 +30,13 @@ const (
 	idleFrom = 10 * time.Second
 	// settleWait is between two looks whether other pods still hold machines for a claim that this one has left.
 	settleWait = 5 * time.Second
+	// lineWait is for how long a claim stands in line at a limit before it looks by itself.
+	lineWait = 15 * time.Second
+	// yieldMost and yieldPart bound how long a freed place is left to other pods before the first in line takes it, by how long it was used.
+	yieldMost = time.Second
+	yieldPart = 20
+	// ownTurn is how long after the first in line the claim looks whose work has ended.
+	ownTurn = 100 * time.Millisecond
 )
 
 // claimLoop is the life of one claim in one term of its owner.
@@ -46,10 +53,14 @@ type claimLoop struct {
 	waiting  atomic.Bool // for a place in the pool
 	soon     atomic.Bool // a nudge is on its way
 	hindered hindrance
+	lines    []string // the providers in whose lines the claim stands; the lines guard it and called
+	called   call
 
 	// Only the loop itself uses these.
 	admitted bool // the claim's object was admitted in this term, and not freed since
 	freed    bool // the claim's object was freed
+	stood    bool // it stood in line before this turn
+	place    bool // it was woken for a place that it has not taken yet
 }
 
 var (
@@ -65,12 +76,14 @@ func (l *claimLoop) nudge() {
 	}
 }
 
-// nudgeSoon is nudge within d, once however often it is called.
+// nudgeSoon is nudge within d, once however often it is called, unless the claim stands in line then.
 func (l *claimLoop) nudgeSoon(d time.Duration) {
 	if !l.soon.Swap(true) {
 		time.AfterFunc(rand.N(d), func() {
 			l.soon.Store(false)
-			l.nudge()
+			if !l.engine.lines.stands(l) {
+				l.nudge()
+			}
 		})
 	}
 }
@@ -80,6 +93,9 @@ func (l *claimLoop) run(ctx context.Context) {
 	l.log.Info("own claim", "epoch", l.claim.Epoch)
 	for {
 		wait, err := l.turn(ctx)
+		if l.place {
+			l.pass() // it had no use for it
+		}
 		switch {
 		case ctx.Err() != nil || errors.Is(err, bmdb.ErrSessionExpired):
 			l.log.Info("own claim no more")
@@ -165,6 +181,7 @@ func (l *claimLoop) await(ctx context.Context, wait time.Duration) {
 
 // turn starts what can be started, and returns for how long it is not worth to look again.
 func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
+	l.stood, l.place = l.engine.lines.leave(l)
 	room, pause := max(l.claim.Spec.Parallelism, 1)-l.running.Load(), l.hindered.left(time.Now())
 	if room <= 0 || pause > 0 {
 		// Parallelism may have been raised since, or the claim lost; a round without places only reads the claim.
@@ -196,7 +213,7 @@ func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 		case outlook.State == bmdb.ClaimComplete || outlook.State == bmdb.ClaimFailed:
 			return 0, errOver
 		case outlook.Reason != bmdb.OutlookWorking:
-			return waitFor(outlook), nil
+			return l.rest(outlook), nil
 		}
 		l.freed = false
 	}
@@ -214,6 +231,12 @@ func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 	l.engine.pool.give(slots - len(works))
 	for _, w := range works {
 		l.start(w, drivers)
+	}
+	if len(works) > 0 {
+		if !l.place {
+			l.pass() // there may be more
+		}
+		l.place = false
 	}
 	switch {
 	case errors.Is(err, bmdb.ErrNothingToDo), errors.Is(err, bmdb.ErrClaimLost):
@@ -244,7 +267,26 @@ func (l *claimLoop) review(ctx context.Context) (time.Duration, error) {
 	if l.running.Load() == 0 && l.claim.Active == 0 && outlook.RetryAfter >= idleFrom {
 		l.freed = l.idle(ctx)
 	}
-	return waitFor(outlook), nil
+	return l.rest(outlook), nil
+}
+
+// rest is for how long it is not worth to look again. A claim that waits for a limit stands in line meanwhile.
+func (l *claimLoop) rest(outlook bmdb.Outlook) time.Duration {
+	l.place = false // it looked
+	// Who came from a line, and now finds machines ready, was there a moment too late or too early: it stands in line again.
+	faster := l.stood && outlook.Reason == bmdb.OutlookWorking && l.claim.Active == 0
+	if outlook.Reason != bmdb.OutlookAtLimit && !faster {
+		return waitFor(outlook)
+	}
+	l.engine.lines.join(l, l.claim.Providers)
+	return lineWait + rand.N(lineWait/2)
+}
+
+// pass lets the next look that wait for one of the claim's providers.
+func (l *claimLoop) pass() {
+	for _, p := range l.claim.Providers {
+		l.engine.lines.next(lineID{l.id.pool, p}, calledToLook)
+	}
 }
 
 // waitFor is for how long it is not worth to look again.
@@ -329,7 +371,7 @@ func (l *claimLoop) start(w *bmdb.Work, drivers *driverSet) {
 	drivers.users.Add(1)
 	l.running.Add(1)
 	l.works.Add(1)
-	spec := l.claim.Spec // the loop reads it anew while the work goes on
+	spec, began := l.claim.Spec, time.Now() // the loop reads the spec anew while the work goes on
 	go func() {
 		defer l.works.Done()
 		defer drivers.release()
@@ -338,16 +380,29 @@ func (l *claimLoop) start(w *bmdb.Work, drivers *driverSet) {
 		stop := context.AfterFunc(l.serving, func() { cancel(context.Cause(l.serving)) })
 		defer stop()
 		l.engine.addWork(l.id, w, cancel)
-		l.do(ctx, w, &spec, drivers)
+		target := l.do(ctx, w, &spec, drivers)
 		l.engine.removeWork(l.id, w)
 		l.engine.pool.give(1)
 		l.running.Add(-1)
-		l.nudge()
+		l.ended(target.Provider, time.Since(began))
 	}()
 }
 
-// do works on one machine.
-func (l *claimLoop) do(ctx context.Context, w *bmdb.Work, spec *bmdb.ClaimSpec, drivers *driverSet) {
+// ended makes those look for whom a place of a provider is free now, that was used for a time: who stands in line before the claim itself,
+// and other pods before either, now and then.
+func (l *claimLoop) ended(provider string, used time.Duration) {
+	line := lineID{l.id.pool, provider}
+	if !l.engine.lines.any(line) {
+		l.nudge()
+		return
+	}
+	yield := rand.N(min(used/yieldPart, yieldMost) + 1)
+	time.AfterFunc(yield, func() { l.engine.lines.next(line, calledForPlace) })
+	time.AfterFunc(yield+ownTurn, l.nudge)
+}
+
+// do works on one machine and returns it, as far as it is known.
+func (l *claimLoop) do(ctx context.Context, w *bmdb.Work, spec *bmdb.ClaimSpec, drivers *driverSet) bmdb.Target {
 	log := l.log.WithValues("process", w.Process(), "machine", w.Machine, "work", w.ID(), "attempt", w.Attempt())
 	log.Info("started work")
 	backoff := *spec.Backoff()
@@ -358,7 +413,7 @@ func (l *claimLoop) do(ctx context.Context, w *bmdb.Work, spec *bmdb.ClaimSpec, 
 		w.Cancel(ctx)
 		w.Abandon() // if that failed
 		l.engine.objects.ClaimChanged(l.id.pool, l.id.key)
-		return
+		return target
 	}
 	if l.hindered.pass() {
 		l.engine.objects.ClaimChanged(l.id.pool, l.id.key)
@@ -381,6 +436,7 @@ func (l *claimLoop) do(ctx context.Context, w *bmdb.Work, spec *bmdb.ClaimSpec, 
 	default:
 		p.run(ctx, l.engine.config.Grace, l.engine.config.Lease, l.engine.observer)
 	}
+	return target
 }
 
 // target reads how the machine of a work is reached. A machine without an object is not touched.

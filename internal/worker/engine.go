@@ -114,6 +114,7 @@ type Engine struct {
 	log       logr.Logger
 	pool      *pool
 	poll      chan struct{}
+	lines     lines
 
 	mu    sync.Mutex
 	loops map[claimID]*claimLoop
@@ -138,7 +139,7 @@ func (e *Engine) Serve(ctx context.Context, s *bmdb.Session) { e.serve(ctx, s) }
 func (e *Engine) serve(ctx context.Context, owner Owner) {
 	var running sync.WaitGroup
 	defer running.Wait()
-	busy := 0
+	busy, probed := 0, time.Now()
 	for {
 		wait := pollEvery/2 + rand.N(pollEvery)
 		if e.pool.full() && busy < busyPolls {
@@ -159,6 +160,10 @@ func (e *Engine) serve(ctx context.Context, owner Owner) {
 		}
 		if !e.awaitPoll(ctx, wait) {
 			return
+		}
+		if time.Since(probed) >= pollEvery/2 {
+			e.lines.probe() // other pods may have given back places
+			probed = time.Now()
 		}
 	}
 }
@@ -187,6 +192,7 @@ func (e *Engine) begin(ctx context.Context, owner Owner, c *bmdb.OwnedClaim, run
 	running.Add(1)
 	go func() {
 		defer running.Done()
+		defer e.lines.leave(l)
 		defer e.unregister(l)
 		if before != nil {
 			// An earlier term of the same claim that has not noticed yet that it is over.
@@ -251,12 +257,12 @@ func (e *Engine) Wake(pool, key string) {
 }
 
 // WakePool is Wake for all claims of a pool, after something about its machines has changed. Claims that looked a moment ago look again
-// a moment later.
+// a moment later. Those that stand in line at a limit are left there: they may be very many, and few changes are of use to them.
 func (e *Engine) WakePool(pool string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for id, l := range e.loops {
-		if id.pool == pool {
+		if id.pool == pool && !e.lines.stands(l) {
 			l.nudgeSoon(time.Second + time.Duration(len(e.loops))*5*time.Millisecond)
 		}
 	}

@@ -83,23 +83,50 @@ func newLab(t *testing.T, concurrency int, machines ...string) *lab {
 			t.Fatal(err)
 		}
 	}
-	l.engine = worker.New(worker.Config{Concurrency: concurrency, Grace: 300 * time.Millisecond, Lease: lease, Database: l.conn.Identity().ID},
-		process.Builtin(), l.conn, (*labDrivers)(l), (*labObjects)(l), (*labObserver)(l), testr.NewWithOptions(t, testr.Options{}))
+	l.engine = l.newEngine(concurrency)
 	return l
+}
+
+func (l *lab) newEngine(concurrency int) *worker.Engine {
+	return worker.New(worker.Config{Concurrency: concurrency, Grace: 300 * time.Millisecond, Lease: lease, Database: l.conn.Identity().ID},
+		process.Builtin(), l.conn, (*labDrivers)(l), (*labObjects)(l), (*labObserver)(l), testr.NewWithOptions(l.t, testr.Options{}))
 }
 
 // serve runs the engine under a session and returns what ends it, as a pod's end does.
 func (l *lab) serve() (stop func()) {
 	l.t.Helper()
+	return l.serveWith(l.engine, nil)
+}
+
+// owner is what an engine owns claims with.
+type owner = worker.Owner
+
+// pods runs further engines, each under a session of its own, and returns them.
+func (l *lab) pods(n int, with func(s *bmdb.Session) owner) (engines []*worker.Engine) {
+	l.t.Helper()
+	for range n {
+		e := l.newEngine(64)
+		l.serveWith(e, with)
+		engines = append(engines, e)
+	}
+	return engines
+}
+
+func (l *lab) serveWith(e *worker.Engine, with func(s *bmdb.Session) owner) (stop func()) {
+	l.t.Helper()
 	s, err := l.conn.StartSession(context.Background())
 	if err != nil {
 		l.t.Fatal(err)
+	}
+	var o owner = s
+	if with != nil {
+		o = with(s)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		l.engine.Serve(ctx, s)
+		e.ServeOwner(ctx, o)
 	}()
 	var once sync.Once
 	stop = func() {
@@ -257,11 +284,13 @@ func agentOf(m provider.Machine) provider.Agent {
 type labObjects lab
 
 func (o *labObjects) Admit(ctx context.Context, term worker.Term, current func(ctx context.Context) error) error {
-	if err := current(ctx); err != nil { // as if a later term had admitted it
-		return err
-	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.admitted[term.Key] == 0 { // as if a later term had admitted it
+		if err := current(ctx); err != nil {
+			return err
+		}
+	}
 	if o.gone[term.Key] {
 		return worker.ErrGone
 	}

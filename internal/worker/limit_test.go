@@ -1,0 +1,76 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package worker_test
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/bmdb-dev/bmdb-operator/bmdb"
+)
+
+// counted is a session that counts how often its owner looks why it cannot start anything.
+type counted struct {
+	*bmdb.Session
+	reviews *atomic.Int64
+}
+
+func (c counted) ReviewClaim(ctx context.Context, claim *bmdb.OwnedClaim) (bmdb.Outlook, error) {
+	c.reviews.Add(1)
+	return c.Session.ReviewClaim(ctx, claim)
+}
+
+// TestLineAtALimit: of many claims that wait for a place under a provider's limit only a few look for one at a time, whatever happens to the
+// pool's machines meanwhile. When a place is free the next takes it at once, and each has its turn.
+func TestLineAtALimit(t *testing.T) {
+	machines := ids(60, "m")
+	l := newLab(t, 64, append(machines, "first")...)
+	limits := bmdb.ProviderLimits{Pool: pool, Provider: "lab", Parallelism: new(int64(1))}
+	if err := l.conn.AttachProvider(t.Context(), bmdb.View{UID: "lab", Name: "lab"}, limits); err != nil {
+		t.Fatal(err)
+	}
+	release := make(chan struct{})
+	l.on("first", until(release))
+	var reviews atomic.Int64
+	engine := l.pods(1, func(s *bmdb.Session) owner { return counted{s, &reviews} })[0]
+	ofLab := func(c *bmdb.ClaimSpec) { c.Provider = "lab" }
+	l.attach("first", true, ofLab, "first")
+	l.eventually("the place is taken", func() error {
+		if !engine.Holds(pool, "first") {
+			return fmt.Errorf("it is not")
+		}
+		return nil
+	})
+	for _, m := range machines {
+		l.attach(m, true, ofLab, m)
+	}
+	for _, m := range machines {
+		l.await(m, bmdb.ClaimRunning, bmdb.OutlookAtLimit)
+	}
+	before, end, change := reviews.Load(), time.After(4*time.Second), time.NewTicker(250*time.Millisecond)
+	defer change.Stop()
+	for watching := true; watching; {
+		select {
+		case <-change.C:
+			engine.WakePool(pool)
+		case <-end:
+			watching = false
+		}
+	}
+	if n := reviews.Load() - before; n > 60 {
+		t.Errorf("60 claims looked %d times for a place, while there was none", n)
+	}
+	close(release)
+	began := time.Now()
+	for _, m := range machines {
+		l.await(m, bmdb.ClaimComplete, bmdb.OutlookComplete)
+	}
+	// One look in a second would take a minute.
+	if took := time.Since(began); took > patience {
+		t.Errorf("60 claims had their turn within %s", took)
+	}
+}

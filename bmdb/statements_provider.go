@@ -117,6 +117,73 @@ UPDATE processes SET fill_pass = CASE WHEN fill_pass = 1 THEN 2 ELSE 0 END, fill
 WHERE pool = $1 AND process = $2`
 )
 
+// Managing roles.
+const (
+	// sqlSilent tells that programs of cluster $1 have had no live session for $2 milliseconds, and that the cluster was not registered since. A
+	// session whose lease is over counts until somebody has ended it.
+	sqlSilent = `
+SELECT NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_cluster = $1 AND s.session_ended_at IS NULL)
+   AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_cluster = $1 AND s.session_ended_at > clock_timestamp() - $2::bigint * interval '1 millisecond')
+   AND NOT EXISTS (SELECT 1 FROM clusters g WHERE g.cluster = $1 AND g.registered_at > clock_timestamp() - $2::bigint * interval '1 millisecond')`
+
+	// sqlSilentManagers steps through the clusters that have views, without reading these, and says which of them are silent.
+	sqlSilentManagers = `
+WITH RECURSIVE m AS (
+    (SELECT v.cluster FROM machine_views v WHERE v.attached ORDER BY v.cluster LIMIT 1)
+    UNION ALL
+    SELECT (SELECT v.cluster FROM machine_views v WHERE v.attached AND v.cluster > m.cluster ORDER BY v.cluster LIMIT 1) FROM m WHERE m.cluster IS NOT NULL),
+c AS (
+    (SELECT v.cluster FROM claim_views v ORDER BY v.cluster LIMIT 1)
+    UNION ALL
+    SELECT (SELECT v.cluster FROM claim_views v WHERE v.cluster > c.cluster ORDER BY v.cluster LIMIT 1) FROM c WHERE c.cluster IS NOT NULL)
+SELECT x.cluster FROM (SELECT cluster FROM m UNION SELECT cluster FROM c UNION SELECT cluster FROM provider_views) x
+WHERE x.cluster IS NOT NULL AND x.cluster <> $1
+  AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_cluster = x.cluster AND s.session_ended_at IS NULL)
+  AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_cluster = x.cluster AND s.session_ended_at > clock_timestamp() - $2::bigint * interval '1 millisecond')
+  AND NOT EXISTS (SELECT 1 FROM clusters g WHERE g.cluster = x.cluster AND g.registered_at > clock_timestamp() - $2::bigint * interval '1 millisecond')
+ORDER BY x.cluster`
+
+	sqlMachineRoles = `
+SELECT n.pool, n.name, n.machine_id FROM machine_views n JOIN machine_views o ON o.machine_id = n.machine_id AND o.cluster = $1 AND o.manages AND o.attached
+WHERE n.cluster = $2 AND n.attached AND ($3::text[] IS NULL OR n.pool = ANY($3)) ORDER BY n.pool, n.name LIMIT $4`
+	sqlClaimRoles = `
+SELECT n.pool, n.claim_key, NULL::uuid FROM claim_views n JOIN claim_views o ON o.pool = n.pool AND o.claim_key = n.claim_key AND o.cluster = $1 AND o.manages
+WHERE n.cluster = $2 AND ($3::text[] IS NULL OR n.pool = ANY($3)) ORDER BY n.pool, n.claim_key LIMIT $4`
+	sqlProviderRoles = `
+SELECT n.pool, n.provider, NULL::uuid FROM provider_views n JOIN provider_views o ON o.pool = n.pool AND o.provider = n.provider AND o.cluster = $1 AND o.manages
+WHERE n.cluster = $2 AND ($3::text[] IS NULL OR n.pool = ANY($3)) ORDER BY n.pool, n.provider LIMIT $4`
+
+	// A role passes from view to view in one statement: there is never a moment without a manager, nor one with two.
+	sqlPassMachine = `
+UPDATE machine_views v SET manages = (v.cluster = $2), changed_at = clock_timestamp()
+WHERE v.machine_id = $3 AND v.cluster IN ($1, $2) AND v.attached
+  AND EXISTS (SELECT 1 FROM machine_views o WHERE o.machine_id = $3 AND o.cluster = $1 AND o.manages AND o.attached)
+  AND EXISTS (SELECT 1 FROM machine_views n WHERE n.machine_id = $3 AND n.cluster = $2 AND n.attached)
+RETURNING v.cluster`
+	sqlPassClaim = `
+UPDATE claim_views v SET manages = (v.cluster = $2)
+WHERE v.pool = $3 AND v.claim_key = $4 AND v.cluster IN ($1, $2)
+  AND EXISTS (SELECT 1 FROM claim_views o WHERE o.pool = $3 AND o.claim_key = $4 AND o.cluster = $1 AND o.manages)
+  AND EXISTS (SELECT 1 FROM claim_views n WHERE n.pool = $3 AND n.claim_key = $4 AND n.cluster = $2)
+RETURNING v.cluster`
+	sqlPassProvider = `
+UPDATE provider_views v SET manages = (v.cluster = $2)
+WHERE v.pool = $3 AND v.provider = $4 AND v.cluster IN ($1, $2)
+  AND EXISTS (SELECT 1 FROM provider_views o WHERE o.pool = $3 AND o.provider = $4 AND o.cluster = $1 AND o.manages)
+  AND EXISTS (SELECT 1 FROM provider_views n WHERE n.pool = $3 AND n.provider = $4 AND n.cluster = $2)
+RETURNING v.cluster`
+
+	// sqlTouchClaim is the mutex of a claim's views, and shows it again.
+	sqlTouchClaim = "UPDATE claims SET rev = rev + 1 WHERE pool = $1 AND claim_key = $2"
+
+	sqlMachineViewsOf = `
+SELECT pool, machine_id::text, name, uid FROM machine_views WHERE cluster = $1 AND attached AND (pool, name) > ($2, $3) ORDER BY pool, name LIMIT $4`
+	sqlClaimViewsOf = `
+SELECT pool, claim_key, name, uid FROM claim_views WHERE cluster = $1 AND (pool, claim_key) > ($2, $3) ORDER BY pool, claim_key LIMIT $4`
+	sqlProviderViewsOf = `
+SELECT pool, provider, provider, uid FROM provider_views WHERE cluster = $1 AND (pool, provider) > ($2, $3) ORDER BY pool, provider LIMIT $4`
+)
+
 // Projection: the clusters, and what each of them has still to show.
 const (
 	sqlRegisterCluster = `

@@ -14,7 +14,7 @@ var FS embed.FS
 
 const (
 	// Latest is the number of the last migration, and the newest schema that this version of the library works with.
-	Latest = 58
+	Latest = 59
 	// Minimum is the oldest schema that this version of the library works with.
-	Minimum = 58
+	Minimum = 59
 )

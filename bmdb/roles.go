@@ -133,16 +133,13 @@ type ViewRow struct {
 // ViewsOf lists views of a cluster, at most limit of one kind, after the last that was seen: pool and, for machines the object's name, for the others
 // the ID. Those whose objects are gone are to be detached. It needs no session.
 func (c *Connection) ViewsOf(ctx context.Context, cluster, kind string, after ViewRow, limit int) (views []ViewRow, err error) {
-	sql, last := "", after.ID
-	switch kind {
-	case KindMachine:
-		sql, last = sqlMachineViewsOf, after.Name
-	case KindClaim:
-		sql = sqlClaimViewsOf
-	case KindProvider:
-		sql = sqlProviderViewsOf
-	default:
+	sql, known := map[string]string{KindMachine: sqlMachineViewsOf, KindClaim: sqlClaimViewsOf, KindProvider: sqlProviderViewsOf}[kind]
+	if !known {
 		return nil, fmt.Errorf("list views of cluster %s: there is no kind %q", cluster, kind)
+	}
+	last := after.ID
+	if kind == KindMachine {
+		last = after.Name
 	}
 	err = c.read(ctx, "ViewsOf", sql, []any{cluster, after.Pool, last, limit}, func() { views = nil }, func(row pgx.Rows) error {
 		v := ViewRow{Kind: kind}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,10 +77,11 @@ func machineID(s *v1alpha1.MachineStatus, database uuid.UUID) uuid.UUID {
 	return uuid.Nil
 }
 
-// says tells whether a row says of a machine what its object says.
+// says tells whether a row says of a machine what its object says, and some view manages it.
 func says(m *bmdb.MachineSnapshot, v bmdb.View, spec bmdb.MachineSpec) bool {
 	view := viewOf(m.Views, v.Cluster)
-	return view != nil && *view == v && m.Pool == spec.Pool && m.Name == spec.Name && m.Provider == spec.Provider &&
+	managed := slices.ContainsFunc(m.Views, func(v bmdb.MachineView) bool { return v.Manages })
+	return managed && view != nil && *view == v && m.Pool == spec.Pool && m.Name == spec.Name && m.Provider == spec.Provider &&
 		m.ProviderID == spec.ProviderID && m.Address == spec.Address && maps.Equal(m.Labels, spec.Labels)
 }
 

@@ -22,6 +22,8 @@ type remembered struct {
 	// generation and runnable are what the database was last told of it; generation 0: nothing.
 	generation int64
 	runnable   bool
+	// manages is what the database answered.
+	manages bool
 }
 
 func (n *names) remember(name client.ObjectKey, key, uid string) {

@@ -38,7 +38,8 @@ type Objects struct {
 	store  ObjectStore
 
 	machines, claims, providers inbox
-	names                       names
+	names                       names // of claims
+	providerNames               names
 }
 
 var _ worker.Objects = (*Objects)(nil)

@@ -46,12 +46,12 @@ type ProviderConfigReconciler struct {
 	base
 	store   ProviderStore
 	drivers DriverOpener
-	names   names // UIDs of objects, for when they are gone
+	names   *names // UIDs of objects, for when they are gone
 }
 
 // NewProviderConfigReconciler returns a reconciler. objects passes on what changes in the database.
 func NewProviderConfigReconciler(config Config, kube Kube, store ProviderStore, opener DriverOpener, shown Shower, objects *Objects) *ProviderConfigReconciler {
-	return &ProviderConfigReconciler{base: newBase(config, kube, shown, &objects.providers), store: store, drivers: opener}
+	return &ProviderConfigReconciler{base: newBase(config, kube, shown, &objects.providers), store: store, drivers: opener, names: &objects.providerNames}
 }
 
 // SetupWithManager adds the controller to a manager.

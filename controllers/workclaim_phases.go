@@ -182,7 +182,9 @@ func (r *WorkClaimReconciler) attach(ctx context.Context, s *claimScope) error {
 	}
 	known := r.objects.names.recall(s.name)
 	told := remembered{key: s.key, uid: s.view.UID, generation: s.claim.Generation, runnable: s.runnable}
-	if known == told && s.snapshot != nil && s.snapshot.State != bmdb.ClaimDetached {
+	// Who manages may have changed without us: whoever does now says what the spec is.
+	told.manages = known.manages
+	if c := s.snapshot; known == told && c != nil && c.State != bmdb.ClaimDetached && c.Manager != nil && known.manages == (c.Manager.Cluster == r.config.Cluster) {
 		return nil
 	}
 	attachment, err := r.store.AttachClaim(ctx, s.view, s.spec(), s.runnable)
@@ -199,6 +201,7 @@ func (r *WorkClaimReconciler) attach(ctx context.Context, s *claimScope) error {
 	case err != nil:
 		return err
 	}
+	told.manages = attachment.Manages
 	r.objects.names.attached(s.name, told)
 	s.snapshot = nil
 	if attachment.State == bmdb.ClaimRunning && s.runnable {

@@ -49,7 +49,7 @@ func newCommand(out io.Writer, getenv func(string) string) *cobra.Command {
 
 	runCmd := &cobra.Command{Use: "run", Short: "Run the operator (the default)", Args: cobra.NoArgs, RunE: operate}
 	runCmd.Flags().AddFlagSet(operator)
-	root.AddCommand(runCmd, newMigrate(&c), newAccept(&c), newReleaseFinalizers(&c), newVersion())
+	root.AddCommand(runCmd, newMigrate(&c), newAccept(&c), newTakeOver(&c), newReleaseFinalizers(&c), newVersion())
 	for _, cmd := range append(root.Commands(), root) {
 		describeEnvironment(cmd.Flags())
 	}
@@ -60,6 +60,8 @@ func newCommand(out io.Writer, getenv func(string) string) *cobra.Command {
 func operatorFlags(f *pflag.FlagSet, c *Config) {
 	f.StringVar(&c.ClusterID, "cluster-id", "", "ID of this cluster among those that share the database; a cloned cluster needs another. Default: the UID of namespace kube-system")
 	f.StringSliceVar(&c.Namespaces, "namespaces", nil, "namespaces to serve, separated by commas. Default: all")
+	f.DurationVar(&c.ManagerTakeoverAfter, "manager-takeover-after", 10*time.Minute, "how long a cluster may have no live session before this cluster's objects manage in its stead; 0: only by hand (take-over)")
+	f.DurationVar(&c.ResyncInterval, "resync-interval", time.Hour, "how often all objects are compared with the database, and rows with objects; each time is drawn around it")
 	f.DurationVar(&c.Lease, "lease", 60*time.Second, "how long this pod's session lives in the database without a beat; its machines are taken over within twice that")
 	f.IntVar(&c.WorkConcurrency, "work-concurrency", 64, "machines that this pod works on at once")
 	f.DurationVar(&c.WorkGrace, "work-grace", 10*time.Second, "how long a worker may take to stop when it is cancelled, and the operator when it is told to end")

@@ -17,22 +17,24 @@ type Config struct {
 	LogLevel    string
 	LogFormat   string
 
-	ClusterID           string
-	Namespaces          []string
-	Lease               time.Duration
-	WorkConcurrency     int
-	WorkGrace           time.Duration
-	StatusInterval      time.Duration
-	AllowSimulated      bool
-	AgentDir            string
-	Reconciles          int
-	DatabaseConnections int32
-	MetricsAddress      string
-	MetricsSecure       bool
-	MetricsCertDir      string
-	HealthAddress       string
-	Kubeconfig          string
-	PodName             string
+	ClusterID            string
+	Namespaces           []string
+	Lease                time.Duration
+	WorkConcurrency      int
+	WorkGrace            time.Duration
+	StatusInterval       time.Duration
+	ResyncInterval       time.Duration
+	ManagerTakeoverAfter time.Duration
+	AllowSimulated       bool
+	AgentDir             string
+	Reconciles           int
+	DatabaseConnections  int32
+	MetricsAddress       string
+	MetricsSecure        bool
+	MetricsCertDir       string
+	HealthAddress        string
+	Kubeconfig           string
+	PodName              string
 }
 
 func (c *Config) requireDatabase() error {
@@ -48,11 +50,13 @@ func (c *Config) complete() error {
 		return err
 	}
 	for flag, ok := range map[string]bool{
-		"--work-concurrency":      c.WorkConcurrency >= 1,
-		"--concurrent-reconciles": c.Reconciles >= 1,
-		"--database-connections":  c.DatabaseConnections >= 1,
-		"--work-grace":            c.WorkGrace > 0,
-		"--status-interval":       c.StatusInterval >= 0,
+		"--work-concurrency":       c.WorkConcurrency >= 1,
+		"--concurrent-reconciles":  c.Reconciles >= 1,
+		"--database-connections":   c.DatabaseConnections >= 1,
+		"--work-grace":             c.WorkGrace > 0,
+		"--status-interval":        c.StatusInterval >= 0,
+		"--resync-interval":        c.ResyncInterval >= time.Second,
+		"--manager-takeover-after": c.ManagerTakeoverAfter == 0 || c.ManagerTakeoverAfter >= 2*c.Lease,
 	} {
 		if !ok {
 			return fmt.Errorf("%s is too small", flag)

@@ -33,6 +33,7 @@ import (
 	"github.com/bmdb-dev/bmdb-operator/internal/metrics"
 	"github.com/bmdb-dev/bmdb-operator/internal/process"
 	"github.com/bmdb-dev/bmdb-operator/internal/provider/ssh"
+	"github.com/bmdb-dev/bmdb-operator/internal/roles"
 	"github.com/bmdb-dev/bmdb-operator/internal/session"
 	"github.com/bmdb-dev/bmdb-operator/internal/watch"
 	"github.com/bmdb-dev/bmdb-operator/internal/worker"
@@ -126,7 +127,9 @@ func assemble(ctx context.Context, c *Config, m manager.Manager, conn *bmdb.Conn
 			return fmt.Errorf("set up controller: %w", err)
 		}
 	}
-	for _, r := range []manager.Runnable{keeper, watcher} {
+	successor := roles.New(conn, roles.Config{Cluster: c.ClusterID, Pod: c.PodName, Namespaces: c.Namespaces, Silence: c.ManagerTakeoverAfter}, log.WithName("roles"))
+	resync := controllers.NewResync(objects, conn, c.ResyncInterval, log.WithName("resync"))
+	for _, r := range []manager.Runnable{keeper, watcher, successor, resync} {
 		if err := m.Add(r); err != nil {
 			return fmt.Errorf("add to manager: %w", err)
 		}

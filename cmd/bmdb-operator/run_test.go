@@ -44,7 +44,7 @@ func TestRunWithTheGeneratedRights(t *testing.T) {
 	defer cancel()
 	config := Config{
 		DatabaseURL: bmdbtest.NewURL(t), LogLevel: "info", LogFormat: "json", Kubeconfig: restricted(t, c, plane), Namespaces: []string{namespace},
-		Lease: 5 * time.Second, WorkConcurrency: 4, WorkGrace: time.Second, StatusInterval: time.Second, AllowSimulated: true, AgentDir: t.TempDir(),
+		Lease: 5 * time.Second, WorkConcurrency: 4, WorkGrace: time.Second, StatusInterval: time.Second, ResyncInterval: time.Hour, AllowSimulated: true, AgentDir: t.TempDir(),
 		Reconciles: 4, DatabaseConnections: 4, MetricsAddress: "0", HealthAddress: "0", PodName: "pod-1",
 	}
 	ended, log := make(chan error, 1), &logged{}

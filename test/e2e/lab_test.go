@@ -25,6 +25,7 @@ import (
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
 	"github.com/bmdb-dev/bmdb-operator/bmdb/bmdbtest"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv"
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv/deployment"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv/devtest"
 )
 
@@ -65,9 +66,6 @@ func newLab(t *testing.T, options labOptions) *lab {
 	if l.plane == nil {
 		l.plane = devtest.ControlPlane(t)
 	}
-	if err := l.plane.Kubeconfig(l.kubeconfig()); err != nil {
-		t.Fatal(err)
-	}
 	l.client = newClient(t, l.plane)
 	db, err := pgxpool.New(t.Context(), l.database)
 	if err != nil {
@@ -76,7 +74,23 @@ func newLab(t *testing.T, options labOptions) *lab {
 	l.db = db
 	t.Cleanup(l.end)
 	l.makeNamespace(options.namespace)
+	l.deploy()
 	return l
+}
+
+// deploy gives the operators of the lab the rights of the deployed operator's ServiceAccount, and no others.
+func (l *lab) deploy() {
+	l.t.Helper()
+	if err := deployment.Install(l.t.Context(), l.plane, l.namespace); err != nil {
+		l.t.Fatal(err)
+	}
+	config, err := deployment.OperatorConfig(l.t.Context(), l.plane)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if err := devenv.WriteKubeconfig(l.kubeconfig(), config); err != nil {
+		l.t.Fatal(err)
+	}
 }
 
 func logDir(t *testing.T) string {
@@ -119,6 +133,7 @@ func (l *lab) makeNamespace(name string) {
 	l.namespace = namespace.Name
 }
 
+// kubeconfig is that of operators.
 func (l *lab) kubeconfig() string { return filepath.Join(l.dir, "kubeconfig") }
 
 func (l *lab) environ() []string {

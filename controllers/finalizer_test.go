@@ -8,7 +8,10 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"time"
 
+	"github.com/fluxcd/cli-utils/pkg/kstatus/status"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
@@ -148,6 +151,61 @@ func TestFinalizerWhileOthersWork(t *testing.T) {
 	if err := l.idle("c", owned.Epoch+1); err != nil || l.held(c) {
 		t.Errorf("finalizers are %v: %v", c.Finalizers, err)
 	}
+}
+
+// TestClaimIsLeftAlone: the object of a claim that stays admitted, or that waits, is not written again turn by turn.
+func TestClaimIsLeftAlone(t *testing.T) {
+	l := fleet(t, 1, labOptions{})
+	c := l.claim("c", nil, "m00")
+	l.reconcile(c)
+	if err := l.admit("c", 3); err != nil {
+		t.Fatal(err)
+	}
+	turns := func(do func() error) {
+		t.Helper()
+		l.read(c)
+		version := c.ResourceVersion
+		for range 3 {
+			if err := do(); err != nil {
+				t.Fatal(err)
+			}
+			l.reconcile(c)
+		}
+		if c.ResourceVersion != version {
+			t.Errorf("the object was written: version %s instead of %s", c.ResourceVersion, version)
+		}
+	}
+	turns(func() error {
+		return l.objects.Admit(t.Context(), worker.Term{Pool: l.namespace, Key: "c", Epoch: 3, Admitted: true}, nil)
+	})
+	if err := l.idle("c", 3); err != nil {
+		t.Fatal(err)
+	}
+	turns(func() error { return l.idle("c", 3) })
+}
+
+// TestProviderBecomesReady: a claim whose provider was not ready looks again by itself, and is carried out when it is.
+func TestProviderBecomesReady(t *testing.T) {
+	l := newLab(t, labOptions{allowSimulated: true})
+	l.reconcile(l.machine("m00", "lab"))
+	c := l.claim("c", func(c *v1alpha1.WorkClaim) { c.Spec.Machines.ProviderRef.Name = "lab" }, "m00")
+	l.clock.SetTime(c.CreationTimestamp.Add(time.Minute))
+	if result := l.reconcile(c); result.RequeueAfter <= 0 || result.RequeueAfter > time.Minute {
+		t.Errorf("looked at again after %s", result.RequeueAfter)
+	}
+	l.verify(c, metav1.ConditionFalse, v1alpha1.ReasonProviderNotReady, status.FailedStatus)
+	s := l.session()
+	if owned, err := s.OwnClaims(t.Context(), 10); err != nil || len(owned) != 0 {
+		t.Fatalf("%d claims are to be owned: %v", len(owned), err)
+	}
+	l.simulated("lab")
+	polls := l.workers.polls
+	l.reconcile(c)
+	l.verify(c, metav1.ConditionFalse, v1alpha1.ReasonPending, status.InProgressStatus)
+	if l.workers.polls == polls {
+		t.Error("nobody was asked to take the claim up")
+	}
+	l.own(s, "c")
 }
 
 // beforePatch does something once, right before the next patch of an object arrives.

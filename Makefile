@@ -40,10 +40,10 @@ help: ## Show this list
 	@echo
 
 .PHONY: demo
-demo: ## See a WorkClaim worked on: six SSH machines, two operators, a real control plane. KEEP=1 leaves all of it running
+demo: ## See a WorkClaim worked on: six SSH machines, two operators, a real control plane. CLUSTERS=2: two of them, one is destroyed. KEEP=1 leaves all of it running
 	@hack/prerequisites.sh demo
 	@$(MAKE) controlplane build
-	@KEEP='$(KEEP)' go run ./hack/demo
+	@KEEP='$(KEEP)' CLUSTERS='$(CLUSTERS)' go run ./hack/demo
 
 .PHONY: test
 test: ## Run all tests, with all that they need

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv"
@@ -21,27 +20,15 @@ import (
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv/sshmachine"
 )
 
-const (
-	machineCount = 6
-	lease        = 3 * time.Second
-)
+const lease = 3 * time.Second
 
 // environment is everything that the demo starts, in the order of its start.
 type environment struct {
 	root, dir   string
 	databaseURL string
-	kubeconfig  string
-	plane       *devenv.ControlPlane
+	clusters    []*cluster
 	machines    *sshmachine.Fleet
-	operators   []*operator
 	stops       []func() error
-}
-
-// operator is one operator process, as a pod would be.
-type operator struct {
-	name    string
-	process *proc.Process
-	log     string
 }
 
 func newEnvironment() (*environment, error) {
@@ -69,17 +56,13 @@ func (e *environment) stop() error {
 	return errors.Join(errs...)
 }
 
-func (e *environment) start(ctx context.Context) error {
-	steps := []struct {
-		what string
-		do   func(context.Context) error
-	}{
-		{"a PostgreSQL server, with fsync on", e.startDatabase},
-		{"bmdb-operator migrate: the schema of the Bare Metal Database", e.migrate},
-		{"etcd, kube-apiserver and kube-controller-manager, with the CRDs", e.startControlPlane},
-		{fmt.Sprintf("%d SSH machines", machineCount), e.startMachines},
-		{fmt.Sprintf("two operators, with a lease of %s (60 s is the default: here it is short, so that a takeover is quick to watch)", lease), e.startOperators},
-	}
+// step is something to start.
+type step struct {
+	what string
+	do   func(context.Context) error
+}
+
+func (e *environment) start(ctx context.Context, steps []step) error {
 	for _, s := range steps {
 		began := time.Now()
 		fmt.Printf("starting %s ... ", s.what)
@@ -95,6 +78,14 @@ func (e *environment) start(ctx context.Context) error {
 	return nil
 }
 
+// databaseSteps are the first of all stories.
+func (e *environment) databaseSteps() []step {
+	return []step{
+		{"a PostgreSQL server, with fsync on", e.startDatabase},
+		{"bmdb-operator migrate: the schema of the Bare Metal Database", e.migrate},
+	}
+}
+
 func (e *environment) startDatabase(ctx context.Context) error {
 	server, err := postgres.Start(ctx, postgres.Options{Durable: true})
 	if err != nil {
@@ -106,80 +97,33 @@ func (e *environment) startDatabase(ctx context.Context) error {
 }
 
 func (e *environment) migrate(ctx context.Context) error {
-	return e.command(ctx, e.bin("bmdb-operator"), "migrate")
+	_, err := output(ctx, e.environ(), e.bin("bmdb-operator"), "migrate")
+	return err
 }
 
-func (e *environment) startControlPlane(ctx context.Context) error {
-	plane, err := devenv.Start(ctx, devenv.Options{})
-	if err != nil {
-		return err
-	}
-	e.onStop(plane.Stop)
-	e.plane = plane
-	e.kubeconfig = filepath.Join(e.dir, "kubeconfig")
-	return plane.Kubeconfig(e.kubeconfig)
-}
-
-func (e *environment) startMachines(ctx context.Context) error {
-	fleet, err := sshmachine.Start(ctx, machineCount, sshmachine.Options{})
-	if err != nil {
-		return err
-	}
-	e.onStop(fleet.Stop)
-	e.machines = fleet
-	return nil
-}
-
-func (e *environment) startOperators(ctx context.Context) error {
-	for _, name := range []string{"operator-a", "operator-b"} {
-		if err := e.startOperator(ctx, name); err != nil {
+// machinesStep starts machines with an sshd each.
+func (e *environment) machinesStep(n int) step {
+	return step{fmt.Sprintf("%d SSH machines", n), func(ctx context.Context) error {
+		fleet, err := sshmachine.Start(ctx, n, sshmachine.Options{})
+		if err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-func (e *environment) startOperator(ctx context.Context, name string) error {
-	port, err := proc.FreePort()
-	if err != nil {
-		return err
-	}
-	o := &operator{name: name, log: filepath.Join(e.dir, name+".log")}
-	health := fmt.Sprintf("127.0.0.1:%d", port)
-	o.process, err = proc.Start(proc.Config{
-		Path: e.bin("bmdb-operator"), Log: o.log, Env: e.environ(),
-		Args: []string{
-			"run", "--pod-name", name, "--lease", lease.String(), "--status-interval", "1s", "--agent-dir", filepath.Join(e.root, "bin"),
-			"--health-probe-bind-address", health, "--metrics-bind-address", "0",
-		},
-	})
-	if err != nil {
-		return err
-	}
-	e.operators = append(e.operators, o)
-	e.onStop(func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-		defer cancel()
-		return o.process.Stop(ctx, syscall.SIGTERM)
-	})
-	return o.process.WaitReady(ctx, func(ctx context.Context) error { return ready(ctx, "http://"+health+"/readyz") })
+		e.onStop(fleet.Stop)
+		e.machines = fleet
+		return nil
+	}}
 }
 
 func (e *environment) bin(name string) string { return filepath.Join(e.root, "bin", name) }
 
 func (e *environment) environ() []string {
-	return []string{"PATH=" + os.Getenv("PATH"), "HOME=" + e.dir, "KUBECONFIG=" + e.kubeconfig, "BMDB_DATABASE_URL=" + e.databaseURL}
+	return []string{"PATH=" + os.Getenv("PATH"), "HOME=" + e.dir, "BMDB_DATABASE_URL=" + e.databaseURL}
 }
 
-// command runs a program in the environment; its output is shown if it fails.
-func (e *environment) command(ctx context.Context, name string, args ...string) error {
-	_, err := e.output(ctx, name, args...)
-	return err
-}
-
-func (e *environment) output(ctx context.Context, name string, args ...string) (string, error) {
+// output runs a program in an environment and returns what it says, which is in the error if it fails.
+func output(ctx context.Context, environ []string, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = e.environ()
+	cmd.Env = environ
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("%s %s: %w\n%s", filepath.Base(name), strings.Join(args, " "), err, out)
@@ -187,12 +131,9 @@ func (e *environment) output(ctx context.Context, name string, args ...string) (
 	return string(out), nil
 }
 
-func (e *environment) kubectl(ctx context.Context, args ...string) (string, error) {
-	return e.output(ctx, e.plane.Kubectl(), args...)
-}
-
-// manifests writes config/samples to a directory, with the machines' real addresses, host keys and the client's private key.
-func (e *environment) manifests() (string, error) {
+// manifests writes config/samples to a directory, with the machines' real addresses, host keys and the client's private key. further are manifests
+// of more than the samples, by the names of their files, and patches are more of kustomize's.
+func (e *environment) manifests(further map[string]string, patches ...string) (string, error) {
 	samples, overlay := filepath.Join(e.dir, "samples"), filepath.Join(e.dir, "overlay")
 	if err := os.CopyFS(samples, os.DirFS(filepath.Join(e.root, "config", "samples"))); err != nil {
 		return "", err
@@ -200,29 +141,36 @@ func (e *environment) manifests() (string, error) {
 	if err := os.Mkdir(overlay, 0o700); err != nil {
 		return "", err
 	}
-	var patches strings.Builder
-	for i, m := range e.machines.Machines {
-		fmt.Fprintf(&patches, "- target: {kind: Machine, name: m%d}\n  patch: '[{\"op\": \"replace\", \"path\": \"/spec/address\", \"value\": %q}]'\n", i+1, m.Address)
+	for i, m := range e.machines.Machines[:sampleMachines] {
+		patches = append(patches, fmt.Sprintf("{kind: Machine, apiVersion: bmdb.dev/v1alpha1, metadata: {name: %s, namespace: metal}, spec: {address: %q}}", machineName(i), m.Address))
 	}
-	kustomization := fmt.Sprintf(`apiVersion: kustomize.config.k8s.io/v1beta1
-kind: Kustomization
-resources: [../samples]
-patches:
-%s- patch: |
-    {apiVersion: v1, kind: Secret, metadata: {name: lab-ssh, namespace: metal}, stringData: {ssh-privatekey: %q}}
-- patch: |
-    {apiVersion: v1, kind: ConfigMap, metadata: {name: lab-known-hosts, namespace: metal}, data: {known_hosts: %q}}
-`, patches.String(), e.machines.ClientKeyPEM(), e.machines.KnownHosts())
+	patches = append(patches,
+		fmt.Sprintf("{apiVersion: v1, kind: Secret, metadata: {name: lab-ssh, namespace: metal}, stringData: {ssh-privatekey: %q}}", e.machines.ClientKeyPEM()),
+		fmt.Sprintf("{apiVersion: v1, kind: ConfigMap, metadata: {name: lab-known-hosts, namespace: metal}, data: {known_hosts: %q}}", e.machines.KnownHosts()))
+	resources := []string{"../samples"}
+	for name, content := range further {
+		if err := os.WriteFile(filepath.Join(overlay, name), []byte(content), 0o600); err != nil {
+			return "", err
+		}
+		resources = append(resources, name)
+	}
+	kustomization := "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [" + strings.Join(resources, ", ") + "]\npatches:\n"
+	for _, patch := range patches {
+		kustomization += "- patch: |\n    " + patch + "\n"
+	}
 	return overlay, os.WriteFile(filepath.Join(overlay, "kustomization.yaml"), []byte(kustomization), 0o600)
 }
 
 func (e *environment) printLogs() {
-	for _, o := range e.operators {
-		fmt.Fprintf(os.Stderr, "\nlast lines of %s:\n%s\n", o.name, proc.Tail(o.log))
+	for _, c := range e.clusters {
+		for _, o := range c.operators {
+			fmt.Fprintf(os.Stderr, "\nlast lines of %s:\n%s\n", o.name, proc.Tail(o.log))
+		}
 	}
 }
 
 func (e *environment) printNext() {
+	left := e.clusters[len(e.clusters)-1]
 	fmt.Printf(`
 Everything is still up, until you press Ctrl-C. In another terminal:
 
@@ -232,5 +180,5 @@ Everything is still up, until you press Ctrl-C. In another terminal:
   kubectl -n metal get bmm,wclaim,bmp -o wide
   kubectl -n metal describe wclaim start-agents
   psql "$BMDB_DATABASE_URL" -c 'SELECT process, event, timestamp FROM work_history ORDER BY timestamp'
-`, e.kubeconfig, e.databaseURL, e.plane.Kubectl())
+`, left.kubeconfig, e.databaseURL, left.plane.Kubectl())
 }

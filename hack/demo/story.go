@@ -8,33 +8,52 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
-	"github.com/bmdb-dev/bmdb-operator/bmdb/model"
 )
 
 const (
 	pool  = "metal"
 	claim = "start-agents"
+	// sampleMachines is how many machines config/samples has.
+	sampleMachines = 6
 )
 
-// tell applies the samples, watches the claim as a user would, kills the operator that owns it in the middle, and checks the outcome in
+// tellMainJob applies the samples, watches the claim as a user would, kills the operator that owns it in the middle, and checks the outcome in
 // the database.
-func tell(ctx context.Context, e *environment) error {
-	overlay, err := e.manifests()
+func tellMainJob(ctx context.Context, e *environment) (outcome string, err error) {
+	c := e.newCluster("")
+	err = e.start(ctx, append(e.databaseSteps(),
+		step{"etcd, kube-apiserver and kube-controller-manager, with the CRDs", c.startControlPlane},
+		e.machinesStep(sampleMachines),
+		step{
+			fmt.Sprintf("two operators, with a lease of %s (60 s is the default: here it is short, so that a takeover is quick to watch)", lease),
+			func(ctx context.Context) error { return c.startOperators(ctx, []string{"operator-a", "operator-b"}) },
+		},
+	))
+	if err != nil {
+		return "", err
+	}
+	if err := c.tell(ctx); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%d/%[1]d machines, each finished exactly once", sampleMachines), nil
+}
+
+func (c *cluster) tell(ctx context.Context) error {
+	overlay, err := c.env.manifests(nil)
 	if err != nil {
 		return fmt.Errorf("write manifests: %w", err)
 	}
 	fmt.Println("\n$ kubectl apply -k config/samples      # with the addresses, host keys and private key of these machines")
-	out, err := e.kubectl(ctx, "apply", "-k", overlay)
+	out, err := c.kubectl(ctx, "apply", "-k", overlay)
 	if err != nil {
 		return err
 	}
 	fmt.Print(out)
 
-	db, err := (&bmdb.BMDB{Config: bmdb.Config{DatabaseURL: e.databaseURL, ComponentName: "demo", MaxConnections: 2}}).Open(false)
+	db, err := c.env.openDatabase()
 	if err != nil {
 		return err
 	}
@@ -45,36 +64,48 @@ func tell(ctx context.Context, e *environment) error {
 	finished, watched := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(watched)
-		watch(ctx, e, finished)
+		c.watch(ctx, finished, claim)
 	}()
-	victim, err := killOwner(ctx, e, db)
+	victim, err := c.killOwner(ctx, db)
 	if err == nil {
-		_, err = e.kubectl(ctx, "-n", pool, "wait", "--for=condition=Finished", "--timeout=120s", "wclaim/"+claim)
+		_, err = c.kubectl(ctx, "-n", pool, "wait", "--for=condition=Finished", "--timeout=120s", "wclaim/"+claim)
 	}
 	close(finished)
 	<-watched
 	if err != nil {
 		return err
 	}
-	if err := settled(ctx, e); err != nil {
+	if err := c.settled(ctx); err != nil {
 		return err
 	}
 	fmt.Println()
 	for _, args := range [][]string{{"get", "bmp"}, {"get", "bmm"}, {"get", "wclaim"}} {
-		fmt.Println("$ kubectl -n metal", strings.Join(args, " "))
-		out, err := e.kubectl(ctx, append([]string{"-n", pool}, args...)...)
-		if err != nil {
+		if err := c.show(ctx, args...); err != nil {
 			return err
 		}
-		fmt.Println(out)
 	}
-	return verify(ctx, db, victim)
+	l, err := readLedger(ctx, db, sampleMachines)
+	if err != nil {
+		return err
+	}
+	l.print(fmt.Sprintf("(%s was killed; a Lost work was taken over by the other operator)", victim))
+	return nil
+}
+
+// show prints what kubectl says.
+func (c *cluster) show(ctx context.Context, args ...string) error {
+	args = append([]string{"-n", pool}, args...)
+	out, err := c.kubectl(ctx, args...)
+	if err == nil {
+		fmt.Printf("%s$ kubectl %s\n%s\n", c.name, strings.Join(args, " "), out)
+	}
+	return err
 }
 
 // settled waits until the machines' statuses show no work any more: they follow the claim's by up to a status interval.
-func settled(ctx context.Context, e *environment) error {
+func (c *cluster) settled(ctx context.Context) error {
 	for sleep(ctx, 200*time.Millisecond) {
-		out, err := e.kubectl(ctx, "-n", pool, "get", "bmm", "-o", "jsonpath={.items[*].status.work[*].process}")
+		out, err := c.kubectl(ctx, "-n", pool, "get", "bmm", "-o", "jsonpath={.items[*].status.work[*].process}")
 		if err != nil || strings.TrimSpace(out) == "" {
 			return err
 		}
@@ -82,9 +113,9 @@ func settled(ctx context.Context, e *environment) error {
 	return fmt.Errorf("machines still show work after the claim is finished: %w", ctx.Err())
 }
 
-// watch prints the claim's line whenever it changes, until it is finished, and then once more.
-func watch(ctx context.Context, e *environment, finished <-chan struct{}) {
-	last := ""
+// watch prints claims' lines whenever they change, until they are finished, and then once more.
+func (c *cluster) watch(ctx context.Context, finished <-chan struct{}, claims ...string) {
+	last := map[string]string{}
 	for over := false; !over; {
 		select {
 		case <-ctx.Done():
@@ -93,78 +124,56 @@ func watch(ctx context.Context, e *environment, finished <-chan struct{}) {
 			over = true
 		case <-time.After(200 * time.Millisecond):
 		}
-		out, err := e.kubectl(ctx, "-n", pool, "get", "wclaim", claim, "--no-headers")
-		line := strings.TrimSpace(out)
-		if fields := strings.Fields(line); err == nil && len(fields) > 5 {
+		out, err := c.kubectl(ctx, append([]string{"-n", pool, "get", "wclaim", "--no-headers"}, claims...)...)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(out) {
+			fields := strings.Fields(line)
+			if len(fields) <= 5 {
+				continue
+			}
 			line = fmt.Sprintf("%-14s %-12s %-5s %-7s %-7s %s", fields[0], fields[1], fields[2], fields[3], fields[4], fields[5])
-			if line != last {
+			if line != last[fields[0]] {
 				fmt.Println("  " + line)
-				last = line
+				last[fields[0]] = line
 			}
 		}
 	}
 }
 
-// killOwner waits until the claim is in the middle, with machines done and work under way, and kills the operator that does it with SIGKILL.
-func killOwner(ctx context.Context, e *environment, db *bmdb.Connection) (string, error) {
+// inTheMiddle waits until the claim has machines done and work under way, and returns it.
+func inTheMiddle(ctx context.Context, db *bmdb.Connection) (*bmdb.ClaimSnapshot, error) {
 	for sleep(ctx, 5*time.Millisecond) {
-		c, err := db.ClaimSnapshot(ctx, pool, claim, bmdb.ClaimLimits{})
-		if err == nil && c.State != bmdb.ClaimRunning {
-			return "", fmt.Errorf("the claim was %s before an operator could be killed", c.State)
+		s, err := db.ClaimSnapshot(ctx, pool, claim, bmdb.ClaimLimits{})
+		if err == nil && s.State != bmdb.ClaimRunning {
+			return nil, fmt.Errorf("the claim was %s before anything could be killed", s.State)
 		}
-		if err != nil || len(c.Works) == 0 || c.Succeeded == 0 {
-			continue
+		if err == nil && len(s.Works) > 0 && s.Succeeded > 0 {
+			return s, nil
 		}
-		for _, o := range e.operators {
-			if strings.Contains(c.Works[0].Holder, o.name) {
-				if err := o.process.Signal(syscall.SIGKILL); err != nil {
+	}
+	return nil, fmt.Errorf("the claim never had work under way: %w", ctx.Err())
+}
+
+// killOwner kills the operator that works with SIGKILL, in the middle.
+func (c *cluster) killOwner(ctx context.Context, db *bmdb.Connection) (string, error) {
+	for ctx.Err() == nil {
+		s, err := inTheMiddle(ctx, db)
+		if err != nil {
+			return "", err
+		}
+		for _, o := range c.operators {
+			if strings.Contains(s.Works[0].Holder, o.name) {
+				if err := o.kill(); err != nil {
 					return "", err
 				}
-				<-o.process.Done()
-				fmt.Printf("  --- kill -9 %s: done %d, at work on %d; its lease of %s has to run out first\n", o.name, c.Succeeded, len(c.Works), lease)
+				fmt.Printf("  --- kill -9 %s: done %d, at work on %d; its lease of %s has to run out first\n", o.name, s.Succeeded, len(s.Works), lease)
 				return o.name, nil
 			}
 		}
 	}
-	return "", fmt.Errorf("the claim never had work under way: %w", ctx.Err())
-}
-
-// verify checks in the database that each machine has exactly one Finished, and prints the history of one that was taken over.
-func verify(ctx context.Context, db *bmdb.Connection, victim string) error {
-	var shown []model.WorkHistory
-	name := ""
-	for i := range machineCount {
-		m := fmt.Sprintf("m%d", i+1)
-		machine, err := db.MachineByName(ctx, pool, m)
-		if err != nil {
-			return err
-		}
-		history, err := db.ListHistoryOf(ctx, machine)
-		if err != nil {
-			return err
-		}
-		finished, lost := 0, 0
-		for _, h := range history {
-			if h.Event == model.WorkHistoryEventFinished {
-				finished++
-			}
-			if h.Event == model.WorkHistoryEventLost {
-				lost++
-			}
-		}
-		if finished != 1 {
-			return fmt.Errorf("machine %s has %d Finished in its history, want exactly 1", m, finished)
-		}
-		if shown == nil || lost > 0 {
-			shown, name = history, m
-		}
-	}
-	fmt.Printf("The history of machine %s, from the database (%s was killed; a Lost work was taken over by the other operator):\n\n", name, victim)
-	fmt.Printf("  %-12s %-12s %-10s %-9s %s\n", "TIME", "PROCESS", "EVENT", "FENCE", "BY")
-	for _, h := range shown {
-		fmt.Printf("  %-12s %-12s %-10s %-9d %s\n", h.Timestamp.Format("15:04:05.000"), h.Process, h.Event, h.Fence, h.Actor)
-	}
-	return nil
+	return "", fmt.Errorf("no operator was at work: %w", ctx.Err())
 }
 
 func ready(ctx context.Context, url string) error {

@@ -46,8 +46,7 @@ type pod struct {
 	health, metrics string
 }
 
-// newPod puts the database's URL and certificates where the Deployment wants them, runs the init container to its end, starts the operator
-// with further environment, and waits until it is ready.
+// newPod puts the database's URL and certificates where the Deployment wants them and starts a pod.
 func newPod(t *testing.T, plane *devenv.ControlPlane, c client.Client, d *database, env ...string) *pod {
 	t.Helper()
 	for name, data := range map[string]map[string][]byte{"bmdb-operator-database": {"url": []byte(d.pod)}, "bmdb-operator-database-tls": d.files} {
@@ -58,7 +57,17 @@ func newPod(t *testing.T, plane *devenv.ControlPlane, c client.Client, d *databa
 		}
 		apply(t, c, secret)
 	}
-	specification := convert[appsv1.Deployment](t, find(t, build(t, plane, "config/default"), "Deployment"))
+	return startPod(t, plane, c, env...)
+}
+
+// startPod does what a kubelet does for a pod of the Deployment that is in the cluster: it mounts what is to be mounted, runs the init
+// container to its end, starts the operator, with further environment, and waits until it is ready.
+func startPod(t *testing.T, plane *devenv.ControlPlane, c client.Client, env ...string) *pod {
+	t.Helper()
+	var specification appsv1.Deployment
+	if err := c.Get(t.Context(), client.ObjectKey{Namespace: deployment.Namespace, Name: deployment.Name}, &specification); err != nil {
+		t.Fatal(err)
+	}
 	p := &pod{
 		t: t, plane: plane, image: image.build(t), spec: specification.Spec.Template.Spec, name: deployment.Name + "-0", dir: t.TempDir(), env: env,
 	}
@@ -250,6 +259,14 @@ func (p *pod) probe(ctx context.Context, path string) error {
 		err = fmt.Errorf("%s says %d: %s", path, status, body)
 	}
 	return err
+}
+
+// kill ends the operator as the loss of its node does.
+func (p *pod) kill() {
+	p.t.Helper()
+	if err := p.process.Stop(context.Background(), syscall.SIGKILL); err != nil {
+		p.t.Fatal(err)
+	}
 }
 
 // terminate asks the operator to end and sees that it does so by itself, in the time that the kubelet would give it.

@@ -119,8 +119,8 @@ type DatabaseIdentity struct {
 }
 
 // Open connects to the database. With migrate it first brings the schema up to date; otherwise, or if another version of the program
-// migrated further, it refuses a schema outside of the range that this version works with (ErrSchemaTooOld, ErrSchemaTooNew). The
-// caller closes the connection.
+// migrated further, it refuses a schema that is older than what this version works with, or newer than what it knows unless the schema says
+// that it may work with it (ErrSchemaTooOld, ErrSchemaTooNew). The caller closes the connection.
 func (b *BMDB) Open(migrate bool) (*Connection, error) {
 	config, err := b.withDefaults()
 	if err != nil {

@@ -26,13 +26,19 @@ const versionTable = "bmdb_schema_version"
 type Status struct {
 	// Version is the number of the last migration that was applied; 0 for an empty database.
 	Version int64
+	// Oldest is the last migration that a version of the library must know at least to work with the schema although it is newer; 0: none
+	// may, the schema says nothing.
+	Oldest int64
 }
 
+// compatible tells whether a version of the library that knows the schemas from minimum to latest works with this one. A schema that is newer is
+// one that it does not know, unless the schema itself says that it may work with it: pods of two versions work side by side while the one
+// replaces the other.
 func (s Status) compatible(minimum, latest int64) error {
 	switch {
 	case s.Version < minimum:
 		return fmt.Errorf("schema version is %d, this version works with %d to %d: %w", s.Version, minimum, latest, ErrSchemaTooOld)
-	case s.Version > latest:
+	case s.Version > latest && (s.Oldest == 0 || s.Oldest > latest):
 		return fmt.Errorf("schema version is %d, this version works with %d to %d: %w", s.Version, minimum, latest, ErrSchemaTooNew)
 	}
 	return nil
@@ -40,28 +46,50 @@ func (s Status) compatible(minimum, latest int64) error {
 
 // Migrate brings the schema up to date and gives the database its identity and the built-in processes. It may be called by any number
 // of programs at once: one of them does it, under a lease in the database, and the others wait. It is idempotent, and goes on where an
-// earlier call was interrupted.
+// earlier call was interrupted. A schema that a newer version has migrated is left as it is, and what that version says of processes too:
+// ErrSchemaTooNew unless this version may work with it.
 func Migrate(ctx context.Context, databaseURL string, log *slog.Logger) error {
-	db, err := openSQL(databaseURL)
-	if err != nil {
+	if err := migrate(ctx, databaseURL, log); err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
+	return nil
+}
+
+func migrate(ctx context.Context, databaseURL string, log *slog.Logger) error {
+	db, err := openSQL(databaseURL)
+	if err != nil {
+		return err
+	}
 	defer func() { _ = db.Close() }()
+	status, err := schemaStatus(ctx, db)
+	if err != nil {
+		return err
+	}
+	if status.Version > migrations.Latest {
+		log.InfoContext(ctx, "the schema is newer; it stays as it is", "version", status.Version, "oldest", status.Oldest)
+		return status.compatible(migrations.Minimum, migrations.Latest)
+	}
+	if status.Version >= migrations.Compatibility {
+		// Before the migrations: from now on no code starts that could not stand them.
+		if _, err := db.ExecContext(ctx, sqlRaiseOldest, migrations.Oldest); err != nil {
+			return fmt.Errorf("say which code works with the schema: %w", err)
+		}
+	}
 	provider, err := newProvider(db, true)
 	if err != nil {
-		return fmt.Errorf("migrate: %w", err)
+		return err
 	}
 	results, err := provider.Up(ctx)
 	if err != nil {
-		return fmt.Errorf("migrate: %w", err)
+		return err
 	}
 	if len(results) > 0 {
 		log.InfoContext(ctx, "migrated the schema", "migrations", len(results), "version", results[len(results)-1].Source.Version)
 	}
-	if err := seed(ctx, db); err != nil {
-		return fmt.Errorf("migrate: %w", err)
+	if _, err := db.ExecContext(ctx, sqlRaiseOldest, migrations.Oldest); err != nil {
+		return fmt.Errorf("say which code works with the schema: %w", err)
 	}
-	return nil
+	return seed(ctx, db)
 }
 
 // SchemaStatus tells how far the schema has been migrated, without changing anything.
@@ -71,25 +99,31 @@ func SchemaStatus(ctx context.Context, databaseURL string) (Status, error) {
 		return Status{}, fmt.Errorf("read schema version: %w", err)
 	}
 	defer func() { _ = db.Close() }()
-	store, err := database.NewStore(database.DialectPostgres, versionTable)
+	status, err := schemaStatus(ctx, db)
 	if err != nil {
 		return Status{}, fmt.Errorf("read schema version: %w", err)
 	}
+	return status, nil
+}
+
+func schemaStatus(ctx context.Context, db *sql.DB) (Status, error) {
+	store, err := database.NewStore(database.DialectPostgres, versionTable)
+	if err != nil {
+		return Status{}, err
+	}
 	var exists bool
-	if err := db.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM information_schema.tables WHERE table_schema = current_schema() AND table_name = $1)", versionTable).Scan(&exists); err != nil {
-		return Status{}, fmt.Errorf("read schema version: %w", err)
+	if err := db.QueryRowContext(ctx, sqlSchemaVersionExists).Scan(&exists); err != nil || !exists {
+		return Status{}, err
 	}
-	if !exists {
-		return Status{}, nil
-	}
-	version, err := store.GetLatestVersion(ctx, db)
+	var status Status
+	status.Version, err = store.GetLatestVersion(ctx, db)
 	if errors.Is(err, database.ErrVersionNotFound) {
 		return Status{}, nil
 	}
-	if err != nil {
-		return Status{}, fmt.Errorf("read schema version: %w", err)
+	if err == nil && status.Version >= migrations.Compatibility {
+		err = db.QueryRowContext(ctx, sqlSchemaOldest).Scan(&status.Oldest)
 	}
-	return Status{Version: version}, nil
+	return status, err
 }
 
 func openSQL(databaseURL string) (*sql.DB, error) {
@@ -139,6 +173,11 @@ func seedProcess(ctx context.Context, db *sql.DB, p ProcessDefinition) error {
 	}
 	defer func() { _ = tx.Rollback() }()
 	if _, err := tx.ExecContext(ctx, sqlLockProcesses); err != nil {
+		return err
+	}
+	// While this waited, a newer version may have migrated: what it says of processes counts.
+	var further bool
+	if err := tx.QueryRowContext(ctx, sqlMigratedFurther, migrations.Latest).Scan(&further); err != nil || further {
 		return err
 	}
 	var pool string

@@ -78,12 +78,74 @@ func TestMigrateOnceForAll(t *testing.T) {
 	if err := open(); err != nil {
 		t.Errorf("open of a migrated database: %v", err)
 	}
-	db := connect(t, empty)
-	if _, err := db.Exec(t.Context(), "INSERT INTO bmdb_schema_version (version_id, is_applied) VALUES ($1, true)", migrations.Latest+1); err != nil {
-		t.Fatal(err)
+}
+
+// A newer version has migrated: the schema itself says whether this one may still work with it.
+func TestNewerSchema(t *testing.T) {
+	t.Parallel()
+	url := bmdbtest.NewURL(t)
+	db := connect(t, url)
+	open := func() error {
+		c, err := (&bmdb.BMDB{Config: bmdb.Config{DatabaseURL: url}}).Open(false)
+		if err == nil {
+			c.Close()
+		}
+		return err
 	}
+	exec := func(sql string, args ...any) {
+		t.Helper()
+		if _, err := db.Exec(t.Context(), sql, args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const requires = "SELECT requires FROM processes WHERE pool = '' AND process = 'AgentStart'"
+	exec("INSERT INTO bmdb_schema_version (version_id, is_applied) VALUES ($1, true)", migrations.Latest+1)
+	exec("UPDATE processes SET requires = '{Provided,Tomorrow}' WHERE pool = '' AND process = 'AgentStart'")
+	for _, test := range []struct {
+		name   string
+		oldest int64
+		want   error
+	}{
+		{"works with the version before the last", migrations.Latest - 1, nil},
+		{"works with this version", migrations.Latest, nil},
+		{"needs what this version does not know", migrations.Latest + 1, bmdb.ErrSchemaTooNew},
+	} {
+		exec("UPDATE schema_compatibility SET oldest = $1", test.oldest)
+		if err := open(); !errors.Is(err, test.want) {
+			t.Errorf("%s: open: %v, want %v", test.name, err, test.want)
+		}
+		if err := bmdb.Migrate(t.Context(), url, slog.New(slog.DiscardHandler)); !errors.Is(err, test.want) {
+			t.Errorf("%s: migrate: %v, want %v", test.name, err, test.want)
+		}
+		if s, err := bmdb.SchemaStatus(t.Context(), url); err != nil || s != (bmdb.Status{Version: migrations.Latest + 1, Oldest: test.oldest}) {
+			t.Errorf("%s: status is %+v, %v: an older version has changed what the newer one wrote", test.name, s, err)
+		}
+		var facts []string
+		if err := db.QueryRow(t.Context(), requires).Scan(&facts); err != nil || len(facts) != 2 {
+			t.Errorf("%s: AgentStart requires %v, %v: an older version has changed a newer one's process", test.name, facts, err)
+		}
+	}
+	exec("DELETE FROM schema_compatibility")
 	if err := open(); !errors.Is(err, bmdb.ErrSchemaTooNew) {
-		t.Errorf("open of a database from the future: %v, want ErrSchemaTooNew", err)
+		t.Errorf("open of a newer schema that says nothing: %v, want ErrSchemaTooNew", err)
+	}
+}
+
+// What code must know of a schema only grows, whoever migrates.
+func TestOldestGrows(t *testing.T) {
+	t.Parallel()
+	url := bmdbtest.NewURL(t)
+	db := connect(t, url)
+	for _, test := range []struct{ before, after int64 }{{migrations.Oldest - 1, migrations.Oldest}, {migrations.Oldest, migrations.Oldest}, {migrations.Oldest + 1, migrations.Oldest + 1}} {
+		if _, err := db.Exec(t.Context(), "UPDATE schema_compatibility SET oldest = $1", test.before); err != nil {
+			t.Fatal(err)
+		}
+		if err := bmdb.Migrate(t.Context(), url, slog.New(slog.DiscardHandler)); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := bmdb.SchemaStatus(t.Context(), url); err != nil || s.Oldest != test.after {
+			t.Errorf("oldest was %d and is %d (%v), want %d", test.before, s.Oldest, err, test.after)
+		}
 	}
 }
 

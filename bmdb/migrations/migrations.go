@@ -3,18 +3,26 @@
 
 // Package migrations holds the schema of the Bare Metal Database: one idempotent schema change in each file, none in a
 // transaction, in the subset of SQL that PostgreSQL and CockroachDB share.
+//
+// Two versions of the library work side by side while pods are replaced, in either direction. That is why a migration adds: columns with
+// a default or without a value, tables, indexes. What it takes away or makes stricter, the version before must not use any more; a
+// version that brings such a migration raises Oldest.
 package migrations
 
 import "embed"
 
-// FS holds the migrations, NNNN_slug.sql, in the order of their numbers.
-//
 //go:embed *.sql
-var FS embed.FS
+var files embed.FS
+
+// last is the number of the last file.
+const last = 60
 
 const (
-	// Latest is the number of the last migration, and the newest schema that this version of the library works with.
-	Latest = 59
 	// Minimum is the oldest schema that this version of the library works with.
 	Minimum = 59
+	// Oldest is what Migrate writes into the schema for older code: the library works with a schema that is newer than its own Latest if
+	// its Latest is not below that.
+	Oldest = 59
+	// Compatibility is the migration from which on a schema says so.
+	Compatibility = 60
 )

@@ -128,8 +128,10 @@ func (l *lab) newerDatabase(name string) string {
 		l.t.Fatal(err)
 	}
 	defer conn.Close(context.Background())
-	if _, err := conn.Exec(l.t.Context(), "INSERT INTO bmdb_schema_version (version_id, is_applied) VALUES ($1, true)", migrations.Latest+1); err != nil {
-		l.t.Fatal(err)
+	for _, statement := range []string{"INSERT INTO bmdb_schema_version (version_id, is_applied) VALUES ($1, true)", "UPDATE schema_compatibility SET oldest = $1"} {
+		if _, err := conn.Exec(l.t.Context(), statement, migrations.Latest+1); err != nil {
+			l.t.Fatal(err)
+		}
 	}
 	return u
 }

@@ -176,6 +176,12 @@ func (l *lab) awaitCount(what string, want int, query string, args ...any) {
 	})
 }
 
+// awaitSome waits until a query that counts finds something.
+func (l *lab) awaitSome(what, query string, args ...any) {
+	l.t.Helper()
+	l.eventually(patience, what, func(ctx context.Context) error { return l.some(ctx, query, args...) })
+}
+
 const (
 	countOpen = "SELECT count(*) FROM work WHERE claim_key = $1 AND work_id IS NOT NULL"
 	countOf   = "SELECT count(*) FROM work_history WHERE claim_key = $1 AND event = $2"

@@ -34,7 +34,7 @@ type suite struct{ tests *testing.M }
 
 func (s suite) Run() int {
 	code := s.tests.Run()
-	if err := programs.remove(); err != nil {
+	if err := errors.Join(programs.remove(), nextPrograms.remove()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -42,10 +42,12 @@ func (s suite) Run() int {
 }
 
 // programs are the operator and the agent as they are now, built by the first test that asks. They are process-wide on purpose: all
-// tests run the same.
-var programs builder
+// tests run the same. nextPrograms are one schema version ahead.
+var programs, nextPrograms = builder{}, builder{tags: "bmdb_next"}
 
 type builder struct {
+	tags string // of the build
+
 	mu  sync.Mutex
 	dir *statedir.Dir
 	err error // of the build; the next test would fail the same way
@@ -57,7 +59,7 @@ func (b *builder) build(t testing.TB) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.dir == nil && b.err == nil {
-		b.dir, b.err = buildPrograms()
+		b.dir, b.err = buildPrograms(b.tags)
 	}
 	if b.err != nil {
 		t.Fatal(b.err)
@@ -78,7 +80,7 @@ func (b *builder) remove() error {
 
 const operatorProgram = "bmdb-operator"
 
-func buildPrograms() (*statedir.Dir, error) {
+func buildPrograms(tags string) (*statedir.Dir, error) {
 	root, err := devenv.ModuleRoot()
 	if err != nil {
 		return nil, err
@@ -91,7 +93,7 @@ func buildPrograms() (*statedir.Dir, error) {
 		operatorProgram:                      "./cmd/bmdb-operator",
 		"bmdb-agent-linux-" + runtime.GOARCH: "./cmd/bmdb-agent",
 	} {
-		build := exec.Command("go", "build", "-o", filepath.Join(dir.Path, program), source)
+		build := exec.Command("go", "build", "-tags", tags, "-o", filepath.Join(dir.Path, program), source)
 		build.Dir = root
 		// Static: the agent runs on machines that have other libraries.
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/util/retry"
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
+	"github.com/bmdb-dev/bmdb-operator/controllers"
 )
 
 const (
@@ -235,6 +236,7 @@ func release(ctx context.Context, client metadata.ResourceInterface, object *met
 		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
 			// What was seen is what is changed: an object of the same name, or another list, is not.
 			"uid": latest.UID, "resourceVersion": latest.ResourceVersion, "finalizers": others,
+			"annotations": map[string]any{controllers.AnnotationTerm: nil}, // says who relies on the finalizer
 		}})
 		if err != nil {
 			return err

@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
+	"github.com/bmdb-dev/bmdb-operator/controllers"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv"
 )
 
@@ -125,6 +126,10 @@ func TestReleaseFinalizers(t *testing.T) {
 		k.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
 	}
 	kept := k.machine("metal", "kept", future, theirs)
+	kept.Annotations = map[string]string{"note": "theirs", controllers.AnnotationTerm: "7"}
+	if err := k.client.Update(t.Context(), kept); err != nil {
+		t.Fatal(err)
+	}
 	elsewhere := k.machine("edge", "elsewhere", future)
 	free := k.machine("metal", "free", theirs)
 	claim := &v1alpha1.WorkClaim{ObjectMeta: metav1.ObjectMeta{Name: "deleted", Namespace: "metal", Finalizers: []string{ours}}}
@@ -166,6 +171,9 @@ func TestReleaseFinalizers(t *testing.T) {
 		if f, there := k.finalizers(m); !there || !slices.Equal(f, []string{theirs}) {
 			t.Errorf("%s has %q, %t", m.Name, f, there)
 		}
+	}
+	if len(kept.Annotations) != 1 || kept.Annotations["note"] == "" {
+		t.Errorf("annotations are %v", kept.Annotations)
 	}
 	if out, err := k.release("--yes"); err != nil || out != "released 0 objects\n" {
 		t.Errorf("again: %q, %v", out, err)

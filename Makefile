@@ -54,7 +54,7 @@ test: ## Run all tests, with all that they need
 	@for arch in amd64 arm64; do CGO_ENABLED=0 GOOS=linux GOARCH=$$arch go build -trimpath -o /dev/null ./cmd/bmdb-agent; done
 	@echo "testing (the first time everything is compiled with the race detector, some 10 minutes until the first result)"
 	@go run ./hack/testenv go test -race -timeout $(TEST_TIMEOUT) -p $(TEST_PARALLEL) $(TESTFLAGS) $(PACKAGES)
-	@$(foreach module,$(if $(filter ./...,$(PACKAGES)),$(MODULES)),echo "module $(module)"; go -C $(module) test -timeout $(TEST_TIMEOUT) ./...;)
+	@$(foreach module,$(if $(filter ./...,$(PACKAGES)),$(MODULES)),echo "module $(module)"; go -C $(module) test -count=1 -timeout $(TEST_TIMEOUT) ./...;)
 
 ##@ Change
 

@@ -21,10 +21,14 @@ const (
 	AuditHostKeyAccepted = "HostKeyAccepted" // by a person
 	AuditOwnerAccepted   = "OwnerAccepted"   // by a person
 	AuditOwnerReplaced   = "OwnerReplaced"   // by a work, as a person allowed
+	AuditAcknowledged    = "Acknowledged"    // the database, by a person
 )
 
 // KindHold is the kind of a hold in the audit log.
 const KindHold = "hold"
+
+// KindDatabase is the kind of the database itself in the audit log; its name is its ID.
+const KindDatabase = "database"
 
 // AuditEvent is something that was done and is no work: a hold, a release, a takeover, something accepted by hand.
 type AuditEvent struct {

@@ -106,6 +106,7 @@ type ClaimSnapshot struct {
 	Pool, Key     string
 	Process, Mode string
 	Rev           int64
+	Standing      Standing // as objects show it
 	State         string
 	// Reason and Message are the last outlook, or how the claim ended.
 	Reason, Message string
@@ -193,6 +194,8 @@ const (
 	OutlookDeadlineExceeded       = "DeadlineExceeded"
 	OutlookTooManyFailedMachines  = "TooManyFailedMachines"
 	OutlookCompletionsUnreachable = "CompletionsUnreachable"
+	OutlookDatabaseChanged        = DatabaseChanged
+	OutlookDatabaseRewound        = DatabaseRewound
 )
 
 // Outlook is what a review of a claim found: whether it goes on, and if nothing can be started now, why.

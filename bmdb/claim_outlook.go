@@ -16,7 +16,7 @@ import (
 // outlook turns the census into a verdict: whether the claim is over, and if not, why nothing more can be started. The rules are tried in their
 // order; the first that speaks wins.
 func (c *census) outlook(ctx context.Context) (Outlook, error) {
-	for _, rule := range []func() *Outlook{c.complete, c.failed, c.stopped, c.goesOn} {
+	for _, rule := range []func() *Outlook{c.doubtful, c.complete, c.failed, c.stopped, c.goesOn} {
 		if out := rule(); out != nil {
 			if out.State == "" {
 				out.State = ClaimRunning
@@ -25,6 +25,19 @@ func (c *census) outlook(ctx context.Context) (Outlook, error) {
 		}
 	}
 	return c.waits(ctx)
+}
+
+// doubtful is when something speaks against the database. Nothing ends then: what it knows of the claim may be out of date.
+func (c *census) doubtful() *Outlook {
+	spec := &c.row.spec
+	what := map[string]string{DatabaseChanged: "is another than objects of pool %s remember", DatabaseRewound: "is older than what objects of pool %s remember"}[c.row.obstacle]
+	if what == "" {
+		return nil
+	}
+	return &Outlook{
+		Reason: c.row.obstacle, RetryAfter: jitter(retryLater),
+		Message: fmt.Sprintf("the database "+what+": %s starts nothing until a person acknowledges the database", spec.Pool, spec.Process),
+	}
 }
 
 // complete is when the claim has done what it was to do.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 )
 
@@ -27,6 +28,9 @@ func (c *Connection) ClaimSnapshot(ctx context.Context, pool, key string, limits
 			s = snapshot
 			return row.Scan(&s.Rev, &s.Process, &s.Mode, &s.State, &s.Reason, &s.Message, &s.Completions, &s.Active, &s.Succeeded, &s.Failed, &s.Skipped,
 				&s.Selected, &s.Unneeded, &s.Suspended, &s.CreatedAt, &s.StartedAt, &s.DeadlineAt, &s.CompletedAt, &s.Owner, &s.OwnerCluster)
+		})
+		tx.queueIdentity(func(id uuid.UUID, incarnation int64) {
+			snapshot.Standing = Standing{id, revisionIn(incarnation, snapshot.Rev)}
 		})
 		tx.queueRows("ClaimViews", sqlClaimViews, []any{pool, key}, func(row pgx.Rows) error {
 			var v claimView

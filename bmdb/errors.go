@@ -60,7 +60,7 @@ func (e *callersError) Unwrap() error { return e.err }
 type NotStartedError struct {
 	// Machine is the last machine that was tried.
 	Machine uuid.UUID
-	// Reason is why: Held, AtLimit, NoSuchMachine.
+	// Reason is why: Held, AtLimit, NoSuchMachine, DatabaseNotAcknowledged.
 	Reason string
 }
 

@@ -78,6 +78,7 @@ func (e *AtLimitError) Error() string {
 type MachineSnapshot struct {
 	MachineID  uuid.UUID
 	Rev        int64
+	Standing   Standing // as objects show it
 	Pool       string
 	Name       string // empty: the machine was made with the library and has none
 	Provider   string
@@ -259,6 +260,11 @@ func (b *snapshots) at(id uuid.UUID) *MachineSnapshot { return &b.list[b.of[id]]
 func (b *snapshots) queue(tx *Tx, ids []uuid.UUID) {
 	args := []any{ids}
 	tx.queueRows("SnapshotMachines", sqlSnapshotMachines, args, b.machine)
+	tx.queueIdentity(func(id uuid.UUID, incarnation int64) {
+		for i := range b.list {
+			b.list[i].Standing = Standing{id, revisionIn(incarnation, b.list[i].Rev)}
+		}
+	})
 	var id uuid.UUID
 	tx.queueRows("SnapshotWorks", sqlSnapshotWorks, args, func(row pgx.Rows) error {
 		var w MachineWork

@@ -38,6 +38,8 @@ type ProviderState struct {
 	// Settling tells that a limit is being introduced: nothing is started until the works that run have been counted.
 	Settling bool
 	Rev      int64
+	// Standing is the revision as objects show it.
+	Standing Standing
 }
 
 // longestStatement bounds how long a statement of any program may run: the statement timeout of its connections, and time to notice.
@@ -325,6 +327,7 @@ func (c *Connection) ProviderSnapshot(ctx context.Context, cluster, pool, provid
 		tx.queueRows("ProviderState", sqlProviderState, []any{pool, provider, limitID(pool, provider)}, func(row pgx.Rows) error {
 			return row.Scan(&p.Machines, &p.MaxMachines, &p.Parallelism, &p.Settling, &p.Rev, &p.Working)
 		})
+		tx.queueIdentity(func(id uuid.UUID, incarnation int64) { p.Standing = Standing{id, revisionIn(incarnation, p.Rev)} })
 		tx.queueRows("ProviderViews", sqlProviderViews, []any{pool, provider}, func(row pgx.Rows) error {
 			v, err := pgx.RowToStructByPos[providerView](row)
 			if v.Manages {

@@ -61,7 +61,7 @@ func WithoutMaintenance() SessionOption {
 func withoutBeat() SessionOption { return func(o *sessionOptions) { o.withoutBeat = true } }
 
 // StartSession starts a session and keeps it alive until it is closed, lost, or ctx ends, which closes it too. Unless the session is
-// started WithoutMaintenance, it also does its part of the chores that every program shares.
+// started WithoutMaintenance, it also does its part of the chores that every program shares. ErrDatabaseChanged: open the database again.
 func (c *Connection) StartSession(ctx context.Context, opts ...SessionOption) (*Session, error) {
 	var o sessionOptions
 	for _, opt := range opts {
@@ -69,7 +69,15 @@ func (c *Connection) StartSession(ctx context.Context, opts ...SessionOption) (*
 	}
 	s := &Session{UUID: uuid.New(), conn: c, works: map[uuid.UUID]*Work{}, claims: map[string]*OwnedClaim{}, ends: make(chan *endRequest), over: make(chan struct{})}
 	sent := now()
-	err := c.transact(ctx, "start session", func(_ context.Context, tx *Tx) error {
+	err := c.transact(ctx, "start session", func(ctx context.Context, tx *Tx) error {
+		var database uuid.UUID
+		tx.queueIdentity(func(id uuid.UUID, _ int64) { database = id })
+		if err := tx.flush(ctx); err != nil {
+			return err
+		}
+		if database != c.identity.ID {
+			return ErrDatabaseChanged
+		}
 		sent = now()
 		tx.queue("StartSession", sqlStartSession, s.UUID, c.config.ComponentName, c.config.RuntimeInfo, c.config.Cluster, c.lease.length.Milliseconds(), c.config.ClaimsOnly)
 		return nil

@@ -104,7 +104,9 @@ FROM c`
 	sqlOwnedClaim = `
 SELECT ` + claimColumns + `,
     EXISTS (SELECT 1 FROM claim_views v WHERE v.pool = c.pool AND v.claim_key = c.claim_key AND v.cluster = $5 AND v.runnable),
-    COALESCE((SELECT CASE WHEN NOT p.indexed THEN 'ProcessNotAvailable' WHEN c.mode = 'Continuous' AND NOT p.convergent THEN 'ProcessNotConvergent' ELSE '' END
+    COALESCE((SELECT min(a.reason) FROM database_alarms a WHERE a.pool = c.pool AND a.kind = 'claim' AND a.id = c.claim_key),
+             (SELECT min(a.reason) FROM database_alarms a JOIN processes p ON p.process = c.process AND p.pool IN ('', c.pool) AND p.destructive WHERE a.pool = c.pool),
+             (SELECT CASE WHEN NOT p.indexed THEN 'ProcessNotAvailable' WHEN c.mode = 'Continuous' AND NOT p.convergent THEN 'ProcessNotConvergent' ELSE '' END
               FROM processes p WHERE p.process = c.process AND p.pool IN ('', c.pool)), 'ProcessNotAvailable')
 FROM claims c WHERE c.pool = $1 AND c.claim_key = $2 AND c.owner_epoch = $4 AND (c.owner_session = $3 OR c.state IN ('Complete', 'Failed'))`
 
@@ -128,6 +130,7 @@ RETURNING rev`
 SELECT c.pool, c.claim_key, c.owner_epoch, c.rev, c.active_deadline_seconds, c.succeeded + c.skipped
 FROM claims c LEFT JOIN sessions s ON s.session_id = c.owner_session
 WHERE c.state = 'Running' AND c.deadline_at <= clock_timestamp() AND c.active = 0
+  AND NOT EXISTS (SELECT 1 FROM database_alarms a WHERE a.pool = c.pool AND a.kind = 'claim' AND a.id = c.claim_key)
   AND (c.owner_session IS NULL OR s.session_id IS NULL OR s.session_ended_at IS NOT NULL)
 ORDER BY c.deadline_at LIMIT $1`
 

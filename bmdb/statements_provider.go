@@ -117,6 +117,35 @@ UPDATE processes SET fill_pass = CASE WHEN fill_pass = 1 THEN 2 ELSE 0 END, fill
 WHERE pool = $1 AND process = $2`
 )
 
+// What speaks against the database.
+const (
+	sqlAcknowledged = "SELECT database_id FROM database_acknowledgements"
+
+	sqlRevsOfMachines  = "SELECT '', m.machine_id::text, m.rev FROM machine_state m WHERE m.machine_id = ANY($1)"
+	sqlRevsOfClaims    = "SELECT c.pool, c.claim_key, c.rev FROM claims c JOIN (SELECT unnest($1::text[]) AS pool, unnest($2::text[]) AS id) x ON c.pool = x.pool AND c.claim_key = x.id"
+	sqlRevsOfProviders = "SELECT p.pool, p.provider, p.rev FROM providers p JOIN (SELECT unnest($1::text[]) AS pool, unnest($2::text[]) AS id) x ON p.pool = x.pool AND p.provider = x.id"
+
+	// sqlRaiseAlarms records alarms of the incarnation $8, which it locks: one that was acknowledged meanwhile has none.
+	sqlRaiseAlarms = `
+WITH i AS (SELECT incarnation FROM database_identity WHERE singleton = 1 AND incarnation = $8 FOR SHARE)
+INSERT INTO database_alarms (pool, kind, id, cluster, reason, database_id, revision, noticed_at)
+SELECT x.pool, x.kind, x.id, x.cluster, x.reason, x.database_id, x.revision, clock_timestamp()
+FROM (SELECT unnest($1::text[]) AS pool, unnest($2::text[]) AS kind, unnest($3::text[]) AS id, unnest($4::text[]) AS cluster, unnest($5::text[]) AS reason,
+             unnest($6::uuid[]) AS database_id, unnest($7::bigint[]) AS revision) x CROSS JOIN i
+ORDER BY 1, 2, 3, 4
+ON CONFLICT (pool, kind, id, cluster) DO NOTHING`
+
+	sqlAlarms = `
+SELECT pool, kind, id, cluster, reason, database_id, revision, noticed_at FROM database_alarms ORDER BY pool, kind, id, cluster LIMIT $1`
+
+	sqlNextIncarnation      = "UPDATE database_identity SET incarnation = incarnation + 1 WHERE singleton = 1"
+	sqlAcknowledgeDatabases = `
+INSERT INTO database_acknowledgements (database_id, acknowledged_at, actor)
+SELECT DISTINCT a.database_id, clock_timestamp(), $1::text FROM database_alarms a WHERE a.reason = 'DatabaseChanged' ORDER BY 1
+ON CONFLICT (database_id) DO NOTHING`
+	sqlEndAlarms = "DELETE FROM database_alarms WHERE true RETURNING kind"
+)
+
 // Managing roles.
 const (
 	// sqlSilent tells that programs of cluster $1 have had no live session for $2 milliseconds, and that the cluster was not registered since. A

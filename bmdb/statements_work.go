@@ -73,13 +73,18 @@ UPDATE limit_slots s SET work_id = NULL FROM lost WHERE s.limit_id = lost.limit_
 
 // Starts.
 const (
+	// alarmedInPoolOfMachine tells that a process p may lose data, and that something speaks against the database in the pool of a machine m.
+	alarmedInPoolOfMachine = "(p.destructive AND EXISTS (SELECT 1 FROM database_alarms a WHERE a.pool = m.pool))"
+
 	// sqlStartOne starts work on one machine, for the general form. The machine's mutex comes first, and is written only if nobody
 	// holds the machine. It may start what the ready index does not list: the retriever decides.
 	sqlStartOne = `
 WITH m AS (
     UPDATE machine_state m SET rev = m.rev + 1 WHERE m.machine_id = $1 AND ` + notHeld + `
     RETURNING m.machine_id, m.pool, m.provider, m.rev),
-p AS (SELECT p.process, p.slot, 'provider/' || m.pool || '/' || m.provider AS limit_id FROM processes p, m WHERE p.process = $2 AND p.pool IN ('', m.pool)),
+p AS (
+    SELECT p.process, p.slot, 'provider/' || m.pool || '/' || m.provider AS limit_id FROM processes p, m
+    WHERE p.process = $2 AND p.pool IN ('', m.pool) AND NOT ` + alarmedInPoolOfMachine + `),
 f AS (
     SELECT s.limit_id, s.n FROM limit_slots s WHERE s.limit_id = (SELECT limit_id FROM p) AND s.open AND s.work_id IS NULL
     ORDER BY s.n LIMIT 1 FOR UPDATE SKIP LOCKED),
@@ -107,6 +112,7 @@ SELECT CASE
     WHEN m.machine_id IS NULL THEN 'NoSuchMachine'
     WHEN NOT ` + notHeld + ` THEN 'Held'
     WHEN p.process IS NULL THEN 'NoSuchProcess'
+    WHEN ` + alarmedInPoolOfMachine + ` THEN 'DatabaseNotAcknowledged'
     WHEN EXISTS (SELECT 1 FROM work o WHERE o.machine_id = m.machine_id AND o.slot = p.slot AND o.work_id IS NOT NULL) THEN 'Locked'
     ELSE 'AtLimit' END
 FROM (SELECT $1::uuid AS id) x
@@ -123,7 +129,8 @@ WITH g AS (` + gate + `),
 cl AS (%[1]s),
 x AS (SELECT unnest($3::uuid[]) AS machine_id, unnest($4::uuid[]) AS work_id),
 p AS (SELECT p.process, p.slot, p.requires, p.forbids, 'provider/' || $5::text || '/' || $6::text AS limit_id
-      FROM processes p WHERE p.process = $2 AND p.pool IN ('', $5)),
+      FROM processes p WHERE p.process = $2 AND p.pool IN ('', $5)
+        AND NOT (p.destructive AND EXISTS (SELECT 1 FROM database_alarms a WHERE a.pool = $5))),
 z AS (
     SELECT m.machine_id, m.rev FROM machine_state m
     WHERE m.machine_id = ANY($3) AND m.pool = $5 AND m.provider = $6 AND (SELECT max(room) FROM cl) > 0
@@ -167,6 +174,7 @@ SELECT machine_id, work_id, fence, attempt, backoff_seconds, checkpoint FROM c`
     WHERE c.pool = $5 AND c.claim_key = $9 AND c.owner_session = $1 AND c.owner_epoch = $11 AND EXISTS (SELECT 1 FROM g)
       AND c.state = 'Running' AND NOT c.suspended AND COALESCE(c.deadline_at > clock_timestamp(), true)
       AND COALESCE(c.failed <= c.max_failed_machines, true)
+      AND NOT EXISTS (SELECT 1 FROM database_alarms a WHERE a.pool = $5 AND a.kind = 'claim' AND a.id = $9)
     FOR UPDATE`
 
 	// roomOfNobody is for starts without a claim.

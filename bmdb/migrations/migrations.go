@@ -15,14 +15,14 @@ import "embed"
 var files embed.FS
 
 // last is the number of the last file.
-const last = 60
+const last = 62
 
 const (
 	// Minimum is the oldest schema that this version of the library works with.
-	Minimum = 59
+	Minimum = 62
 	// Oldest is what Migrate writes into the schema for older code: the library works with a schema that is newer than its own Latest if
 	// its Latest is not below that.
-	Oldest = 59
+	Oldest = 62
 	// Compatibility is the migration from which on a schema says so.
 	Compatibility = 60
 )

@@ -1,0 +1,206 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bmdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// What an object outside of the database may witness against it. They are spelled like the reasons of conditions.
+const (
+	// DatabaseChanged: the object was shown what another database knows.
+	DatabaseChanged = "DatabaseChanged"
+	// DatabaseRewound: the object was shown a later revision than the database has: it was restored from an older copy.
+	DatabaseRewound = "DatabaseRewound"
+)
+
+// ErrDatabaseChanged is returned by StartSession when the connection string leads to another database than when the connection was opened. Open
+// it again, and compare what is remembered of the former one.
+var ErrDatabaseChanged = errors.New("there is another database behind the connection string than before")
+
+// Standing says which database a row was read from, and how far its history had come.
+type Standing struct {
+	// Database is the database's ID.
+	Database uuid.UUID
+	// Revision is the row's revision, above all of former incarnations. 0: there is no row, and there was no former incarnation.
+	Revision int64
+}
+
+// incarnationShift leaves room for a trillion revisions of a row in each incarnation, and for eight million incarnations.
+const incarnationShift = 40
+
+// revisionIn is a row's revision as objects show it. It grows with the row's own, and with each incarnation of the database.
+func revisionIn(incarnation, rev int64) int64 { return (incarnation-1)<<incarnationShift + rev }
+
+// queueIdentity reads who the database is, and how objects show revisions, in the snapshot of the transaction.
+func (tx *Tx) queueIdentity(set func(id uuid.UUID, incarnation int64)) {
+	tx.queueRows("Identity", sqlReadIdentity, nil, func(row pgx.Rows) error {
+		var id uuid.UUID
+		var incarnation int64
+		err := row.Scan(&id, &incarnation)
+		set(id, incarnation)
+		return err
+	})
+}
+
+// Testimony is what an object outside of the database remembers of it.
+type Testimony struct {
+	// Kind is one of the Kind constants, Pool and ID say of what the object is: a machine's ID, which may be empty, a claim's key, a provider's name.
+	Kind, Pool, ID string
+	// Cluster is where the object is.
+	Cluster string
+	// Database and Revision are what it was last shown. uuid.Nil: nothing; it witnesses nothing.
+	Database uuid.UUID
+	Revision int64
+}
+
+// Alarm is a testimony against the database.
+type Alarm struct {
+	Testimony
+	// Reason is DatabaseChanged or DatabaseRewound.
+	Reason string
+	At     time.Time
+}
+
+// Hear compares testimonies with the database as it is now, records those that contradict it, and returns them as alarms. The objects must have
+// been read before the call. While a pool has an alarm, no destructive process starts in it, and nothing for a claim whose
+// object has one, until AcknowledgeDatabase. Databases that were acknowledged raise none. It needs no session. It is idempotent.
+func (c *Connection) Hear(ctx context.Context, testimonies []Testimony) (alarms []Alarm, err error) {
+	for page := range slices.Chunk(testimonies, hearPage) {
+		h := hearing{conn: c, testimonies: page}
+		if err := c.snapshot(ctx, "hear", h.read); err != nil {
+			return nil, fmt.Errorf("compare objects with the database: %w", err)
+		}
+		raised := h.judge()
+		if err := h.raise(ctx, raised); err != nil {
+			return nil, fmt.Errorf("record what speaks against the database: %w", err)
+		}
+		alarms = append(alarms, raised...)
+	}
+	return alarms, nil
+}
+
+const hearPage = 1000
+
+// hearing is one page of Hear.
+type hearing struct {
+	conn         *Connection
+	testimonies  []Testimony
+	id           uuid.UUID
+	incarnation  int64
+	acknowledged map[uuid.UUID]bool
+	revs         map[thingID]int64
+}
+
+type thingID struct{ kind, pool, id string }
+
+func (h *hearing) read(_ context.Context, tx *Tx) error {
+	h.acknowledged, h.revs = map[uuid.UUID]bool{}, map[thingID]int64{}
+	tx.queueIdentity(func(id uuid.UUID, incarnation int64) { h.id, h.incarnation = id, incarnation })
+	tx.queueRows("Acknowledged", sqlAcknowledged, nil, func(row pgx.Rows) error {
+		var id uuid.UUID
+		err := row.Scan(&id)
+		h.acknowledged[id] = true
+		return err
+	})
+	var machines []uuid.UUID
+	pools, ids := map[string][]string{}, map[string][]string{}
+	for _, t := range h.testimonies {
+		if t.Kind != KindMachine {
+			pools[t.Kind], ids[t.Kind] = append(pools[t.Kind], t.Pool), append(ids[t.Kind], t.ID)
+		} else if id, err := uuid.Parse(t.ID); err == nil {
+			machines = append(machines, id)
+		}
+	}
+	if len(machines) > 0 {
+		tx.queueRows("RevsOfMachines", sqlRevsOfMachines, []any{machines}, h.rev(KindMachine))
+	}
+	for kind, sql := range map[string]string{KindClaim: sqlRevsOfClaims, KindProvider: sqlRevsOfProviders} {
+		if len(ids[kind]) > 0 {
+			tx.queueRows("RevsOf", sql, []any{pools[kind], ids[kind]}, h.rev(kind))
+		}
+	}
+	return nil
+}
+
+func (h *hearing) rev(kind string) func(row pgx.Rows) error {
+	return func(row pgx.Rows) error {
+		var pool, id string
+		var rev int64
+		err := row.Scan(&pool, &id, &rev)
+		h.revs[thingID{kind, pool, id}] = rev
+		return err
+	}
+}
+
+func (h *hearing) judge() (alarms []Alarm) {
+	for _, t := range h.testimonies {
+		pool := t.Pool
+		if t.Kind == KindMachine {
+			pool = "" // its ID is enough
+		}
+		switch {
+		case t.Database == uuid.Nil, h.acknowledged[t.Database]:
+		case t.Database != h.id:
+			alarms = append(alarms, Alarm{Testimony: t, Reason: DatabaseChanged})
+		case t.ID != "" && t.Revision > revisionIn(h.incarnation, h.revs[thingID{t.Kind, pool, t.ID}]):
+			alarms = append(alarms, Alarm{Testimony: t, Reason: DatabaseRewound})
+		}
+	}
+	return alarms
+}
+
+// raise records alarms, unless the database was acknowledged since they were found.
+func (h *hearing) raise(ctx context.Context, alarms []Alarm) error {
+	if len(alarms) == 0 {
+		return nil
+	}
+	n := len(alarms)
+	pools, kinds, ids, clusters, reasons := make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	databases, revisions := make([]uuid.UUID, n), make([]int64, n)
+	for i, a := range alarms {
+		pools[i], kinds[i], ids[i], clusters[i], reasons[i], databases[i], revisions[i] = a.Pool, a.Kind, a.ID, a.Cluster, a.Reason, a.Database, a.Revision
+	}
+	return h.conn.transact(ctx, "raise alarms", func(_ context.Context, tx *Tx) error {
+		tx.queue("RaiseAlarms", sqlRaiseAlarms, pools, kinds, ids, clusters, reasons, databases, revisions, h.incarnation)
+		return nil
+	})
+}
+
+// Alarms lists what speaks against the database, at most limit. It needs no session.
+func (c *Connection) Alarms(ctx context.Context, limit int) (alarms []Alarm, err error) {
+	err = c.read(ctx, "Alarms", sqlAlarms, []any{limit}, func() { alarms = nil }, func(row pgx.Rows) error {
+		var a Alarm
+		err := row.Scan(&a.Pool, &a.Kind, &a.ID, &a.Cluster, &a.Reason, &a.Database, &a.Revision, &a.At)
+		alarms = append(alarms, a)
+		return err
+	})
+	return alarms, wrap("list alarms", err)
+}
+
+// AcknowledgeDatabase says that a person has looked, and that the database as it is now counts: the databases that objects remember instead are
+// forgotten, revisions grow from above all former ones, and what was held back goes on. It is audited. It returns how many alarms that ended.
+func (c *Connection) AcknowledgeDatabase(ctx context.Context, actor, cause string) (ended int, err error) {
+	event := AuditEvent{ID: uuid.New(), Kind: KindDatabase, Event: AuditAcknowledged, Actor: actor, Cause: cause}
+	err = c.transact(ctx, "acknowledge database", func(ctx context.Context, tx *Tx) error {
+		ended = 0
+		tx.queue("NextIncarnation", sqlNextIncarnation)
+		tx.queueIdentity(func(id uuid.UUID, _ int64) { event.Name = id.String() })
+		tx.queue("AcknowledgeDatabases", sqlAcknowledgeDatabases, actor)
+		tx.queueRows("EndAlarms", sqlEndAlarms, nil, func(pgx.Rows) error { ended++; return nil })
+		if err := tx.flush(ctx); err != nil {
+			return err
+		}
+		tx.audit(event)
+		return nil
+	})
+	return ended, wrap("acknowledge database", err)
+}

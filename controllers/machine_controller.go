@@ -28,6 +28,7 @@ type MachineStore interface {
 	DetachMachine(ctx context.Context, v bmdb.View, machine uuid.UUID) error
 	MachineSnapshots(ctx context.Context, ids []uuid.UUID) ([]bmdb.MachineSnapshot, error)
 	MachineByName(ctx context.Context, pool, name string) (uuid.UUID, error)
+	Hearer
 }
 
 // MachineReconciler records Machines in the database and shows what the database knows of them. Nothing is done to a machine here.
@@ -63,7 +64,7 @@ func (r *MachineReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 		return r.gone(ctx, req.NamespacedName)
 	}
 	s.view = bmdb.View{Cluster: r.config.Cluster, UID: string(s.machine.UID), Name: s.machine.Name}
-	for _, phase := range []func(context.Context, *machineScope) error{r.find, r.register, r.read} {
+	for _, phase := range []func(context.Context, *machineScope) error{r.find, r.doubt, r.register, r.read} {
 		if err := phase(ctx, &s); err != nil {
 			return ctrl.Result{}, r.fail(ctx, &s, err)
 		}

@@ -31,6 +31,7 @@ type machineScope struct {
 	snapshot *bmdb.MachineSnapshot
 	recorded bool // the row says what the object says
 	refusal  *projection.Verdict
+	doubts   *projection.Verdict // of the database
 }
 
 // spec is what the database is told.
@@ -85,9 +86,19 @@ func says(m *bmdb.MachineSnapshot, v bmdb.View, spec bmdb.MachineSpec) bool {
 		m.ProviderID == spec.ProviderID && m.Address == spec.Address && maps.Equal(m.Labels, spec.Labels)
 }
 
+// doubt finds out whether the object speaks against the database.
+func (r *MachineReconciler) doubt(ctx context.Context, s *machineScope) (err error) {
+	var row bmdb.Standing
+	if s.snapshot != nil {
+		row = s.snapshot.Standing
+	}
+	s.doubts, err = r.config.doubt(ctx, r.store, s.machine, row)
+	return err
+}
+
 // register records the machine.
 func (r *MachineReconciler) register(ctx context.Context, s *machineScope) error {
-	if s.recorded || !s.machine.DeletionTimestamp.IsZero() {
+	if s.doubts != nil || s.recorded || !s.machine.DeletionTimestamp.IsZero() {
 		return nil
 	}
 	registration, err := r.store.RegisterMachine(ctx, s.view, s.spec())
@@ -145,7 +156,7 @@ func (r *MachineReconciler) show(ctx context.Context, s *machineScope) (ctrl.Res
 	}
 	old := &s.machine.Status
 	status := projection.Machine(old, projection.MachineFacts{
-		Generation: s.machine.Generation, Cluster: r.config.Cluster, Database: r.config.Database, Snapshot: s.snapshot, Refusal: s.refusal,
+		Generation: s.machine.Generation, Cluster: r.config.Cluster, Snapshot: s.snapshot, Refusal: s.refusal, Doubts: s.doubts,
 		Now: r.Clock.Now(),
 	})
 	written, wait, err := r.status.write(ctx, s.machine, *old, status, false)
@@ -154,6 +165,9 @@ func (r *MachineReconciler) show(ctx context.Context, s *machineScope) (ctrl.Res
 	}
 	if written {
 		r.announce(s.machine, projection.ReadyOf(old.Conditions), projection.ReadyOf(status.Conditions))
+	}
+	if wait == 0 && s.doubts != nil {
+		return ctrl.Result{RequeueAfter: jitter(conflictRetry)}, nil
 	}
 	if wait == 0 && s.snapshot != nil {
 		r.shown.Shown(bmdb.Pending{Kind: bmdb.KindMachine, Pool: s.machine.Namespace, ID: s.snapshot.MachineID.String(), Rev: s.snapshot.Rev})

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/google/uuid"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -27,6 +28,7 @@ import (
 type ObjectStore interface {
 	MachineSnapshots(ctx context.Context, ids []uuid.UUID) ([]bmdb.MachineSnapshot, error)
 	ClaimSnapshot(ctx context.Context, pool, key string, limits bmdb.ClaimLimits) (*bmdb.ClaimSnapshot, error)
+	Hearer
 }
 
 // Objects finds the objects of what the database speaks of, and asks their controllers to look at them. It is what the engine of workers
@@ -36,6 +38,7 @@ type Objects struct {
 	client client.Client
 	live   client.Reader
 	store  ObjectStore
+	log    logr.Logger
 
 	machines, claims, providers inbox
 	names                       names // of claims
@@ -46,7 +49,7 @@ var _ worker.Objects = (*Objects)(nil)
 
 // NewObjects returns the objects of a cluster.
 func NewObjects(config Config, kube Kube, store ObjectStore) *Objects {
-	return &Objects{config: config, client: kube.Client, live: kube.Live, store: store}
+	return &Objects{config: config, client: kube.Client, live: kube.Live, store: store, log: ctrl.Log.WithName("objects")}
 }
 
 // Changed implements watch.Sink. It returns false if nobody here shows what has changed.
@@ -200,7 +203,7 @@ func (o *Objects) ClaimChanged(pool, key string) {
 	ctx := context.Background() // reads the cache only
 	list, err := claimsOf(ctx, o.client, pool, key)
 	if err != nil {
-		ctrl.Log.WithName("objects").Info("cannot find the objects of a claim", "pool", pool, "claim", key, "error", err.Error())
+		o.log.Info("cannot find the objects of a claim", "pool", pool, "claim", key, "error", err.Error())
 		return
 	}
 	for i := range list {

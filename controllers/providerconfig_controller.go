@@ -34,6 +34,7 @@ type ProviderStore interface {
 	AttachProvider(ctx context.Context, v bmdb.View, l bmdb.ProviderLimits) error
 	DetachProvider(ctx context.Context, v bmdb.View, pool, provider string) error
 	ProviderSnapshot(ctx context.Context, cluster, pool, provider string) (bmdb.ProviderState, error)
+	Hearer
 }
 
 // DriverOpener opens drivers, which says whether a ProviderConfig can be used; a *drivers.Opener is one.
@@ -76,6 +77,12 @@ func (r *ProviderConfigReconciler) Reconcile(ctx context.Context, req ctrl.Reque
 		return ctrl.Result{}, r.gone(ctx, req.NamespacedName)
 	}
 	r.names.remember(req.NamespacedName, config.Name, string(config.UID))
+	if doubts, err := r.doubt(ctx, &config); err != nil || doubts != nil {
+		if doubts != nil {
+			return r.show(ctx, &config, nil, nil, doubts)
+		}
+		return ctrl.Result{}, err
+	}
 	refusal, state, err := r.bring(ctx, &config)
 	if err != nil {
 		if refusal = unrecorded(&config, err); refusal == nil {
@@ -85,8 +92,20 @@ func (r *ProviderConfigReconciler) Reconcile(ctx context.Context, req ctrl.Reque
 		ctx, cancel = telling(ctx)
 		defer cancel()
 	}
-	result, showErr := r.show(ctx, &config, state, refusal)
+	result, showErr := r.show(ctx, &config, state, refusal, nil)
 	return result, errors.Join(err, showErr)
+}
+
+// doubt finds out whether the object speaks against the database.
+func (r *ProviderConfigReconciler) doubt(ctx context.Context, config *v1alpha1.ProviderConfig) (*projection.Verdict, error) {
+	if config.Status.DatabaseID == "" {
+		return nil, nil
+	}
+	state, err := r.store.ProviderSnapshot(ctx, r.config.Cluster, config.Namespace, config.Name)
+	if err != nil {
+		return nil, err
+	}
+	return r.config.doubt(ctx, r.store, config, state.Standing)
 }
 
 // bring brings the limits to the database, and reads what it knows. refusal is why the provider cannot be used.
@@ -106,9 +125,9 @@ func (r *ProviderConfigReconciler) bring(ctx context.Context, config *v1alpha1.P
 }
 
 // show writes the status.
-func (r *ProviderConfigReconciler) show(ctx context.Context, config *v1alpha1.ProviderConfig, state *bmdb.ProviderState, refusal *projection.Verdict) (ctrl.Result, error) {
+func (r *ProviderConfigReconciler) show(ctx context.Context, config *v1alpha1.ProviderConfig, state *bmdb.ProviderState, refusal, doubts *projection.Verdict) (ctrl.Result, error) {
 	status := projection.ProviderConfig(&config.Status, projection.ProviderFacts{
-		Generation: config.Generation, Database: r.config.Database, State: state, Refusal: refusal, Now: r.Clock.Now(),
+		Generation: config.Generation, State: state, Refusal: refusal, Doubts: doubts, Now: r.Clock.Now(),
 	})
 	written, wait, err := r.status.write(ctx, config, config.Status, status, false)
 	if err != nil {
@@ -116,6 +135,9 @@ func (r *ProviderConfigReconciler) show(ctx context.Context, config *v1alpha1.Pr
 	}
 	if written {
 		r.announce(config, projection.ReadyOf(config.Status.Conditions), projection.ReadyOf(status.Conditions))
+	}
+	if wait == 0 && doubts != nil {
+		wait = jitter(conflictRetry)
 	}
 	if wait == 0 && state != nil {
 		r.shown.Shown(bmdb.Pending{Kind: bmdb.KindProvider, Pool: config.Namespace, ID: config.Name, Rev: state.Rev})

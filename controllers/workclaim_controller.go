@@ -31,6 +31,7 @@ type ClaimStore interface {
 	DetachClaim(ctx context.Context, v bmdb.View, pool, key string) (remaining int64, err error)
 	ClaimSnapshot(ctx context.Context, pool, key string, limits bmdb.ClaimLimits) (*bmdb.ClaimSnapshot, error)
 	Processes(ctx context.Context, pool string) ([]bmdb.ProcessState, error)
+	Hearer
 }
 
 // Workers carries out claims in this pod; a *worker.Engine does. None of its methods waits.
@@ -113,7 +114,7 @@ func (r *WorkClaimReconciler) Reconcile(ctx context.Context, req ctrl.Request) (
 	if !s.claim.DeletionTimestamp.IsZero() {
 		return r.finish(ctx, &s)
 	}
-	for _, phase := range []func(context.Context, *claimScope) error{r.findTwin, r.judge, r.read, r.attach, r.read} {
+	for _, phase := range []func(context.Context, *claimScope) error{r.findTwin, r.judge, r.read, r.doubt, r.attach, r.read} {
 		if err := phase(ctx, &s); err != nil {
 			return ctrl.Result{}, r.fail(ctx, &s, err)
 		}

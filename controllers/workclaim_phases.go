@@ -36,6 +36,7 @@ type claimScope struct {
 	again    time.Duration // when the refusal may have passed; 0: not by itself
 	conflict bool          // the row is that of another spec
 	snapshot *bmdb.ClaimSnapshot
+	doubts   *projection.Verdict // of the database
 }
 
 func (s *claimScope) refuse(reason v1alpha1.Reason, format string, args ...any) {
@@ -175,9 +176,19 @@ func (r *WorkClaimReconciler) judgeProviders(ctx context.Context, s *claimScope)
 // settling is for how long a new claim waits for what it names.
 const settling = 5 * time.Second
 
+// doubt finds out whether the object speaks against the database.
+func (r *WorkClaimReconciler) doubt(ctx context.Context, s *claimScope) (err error) {
+	var row bmdb.Standing
+	if s.snapshot != nil {
+		row = s.snapshot.Standing
+	}
+	s.doubts, err = r.config.doubt(ctx, r.store, s.claim, row)
+	return err
+}
+
 // attach brings the claim to the database, unless that was done already.
 func (r *WorkClaimReconciler) attach(ctx context.Context, s *claimScope) error {
-	if s.twin != "" {
+	if s.twin != "" || s.doubts != nil {
 		return nil
 	}
 	known := r.objects.names.recall(s.name)
@@ -228,7 +239,7 @@ func (r *WorkClaimReconciler) read(ctx context.Context, s *claimScope) error {
 // any replica, but the owner's has the first turn: then wait is how long that is.
 func (r *WorkClaimReconciler) elsewhere(s *claimScope, owns bool) (elsewhere bool, wait time.Duration) {
 	c := s.snapshot
-	if c == nil || owns || s.refusal != nil || c.Owner == "" || c.Owner == r.config.Pod || c.OwnerCluster != r.config.Cluster {
+	if c == nil || owns || s.refusal != nil || s.doubts != nil || c.Owner == "" || c.Owner == r.config.Pod || c.OwnerCluster != r.config.Cluster {
 		return false, 0
 	}
 	if c.State == bmdb.ClaimRunning {
@@ -270,10 +281,10 @@ func (r *WorkClaimReconciler) show(ctx context.Context, s *claimScope) (ctrl.Res
 	}
 	old := &s.claim.Status
 	status := projection.WorkClaim(old, projection.ClaimFacts{
-		Generation: s.claim.Generation, Key: s.key, Cluster: r.config.Cluster, Database: r.config.Database, Snapshot: snapshot,
+		Generation: s.claim.Generation, Key: s.key, Cluster: r.config.Cluster, Snapshot: snapshot, Doubts: s.doubts,
 		Refusal: s.refusal, Twin: s.twin, PodLimit: waits.Limit, PodCause: waits.Cause, Now: r.Clock.Now(),
 	})
-	final := projection.ClaimFinal(snapshot)
+	final := projection.ClaimFinal(snapshot) && s.doubts == nil
 	written, wait, err := r.status.write(ctx, s.claim, *old, status, final)
 	if err != nil {
 		return ctrl.Result{}, err
@@ -283,6 +294,9 @@ func (r *WorkClaimReconciler) show(ctx context.Context, s *claimScope) (ctrl.Res
 	}
 	if wait > 0 {
 		return ctrl.Result{RequeueAfter: wait}, nil
+	}
+	if s.doubts != nil {
+		return ctrl.Result{RequeueAfter: jitter(conflictRetry)}, nil
 	}
 	if snapshot != nil && s.twin == "" {
 		r.shown.Shown(bmdb.Pending{Kind: bmdb.KindClaim, Pool: s.name.Namespace, ID: s.key, Rev: snapshot.Rev})

@@ -84,6 +84,19 @@ func NewURL(t testing.TB) string {
 	return withDatabase(admin, name)
 }
 
+// Exec runs a statement past the library, for tests of what becomes of a damaged or restored database. It fails the test if that does not work.
+func Exec(t testing.TB, databaseURL, sql string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), databaseURL)
+	if err != nil {
+		t.Fatalf("connect to test database: %v", err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(t.Context())) }()
+	if _, err := conn.Exec(t.Context(), sql); err != nil {
+		t.Fatalf("run %s: %v", sql, err)
+	}
+}
+
 func server(ctx context.Context) (string, error) {
 	if u := os.Getenv(CockroachURLEnv); u != "" {
 		return u, nil

@@ -113,7 +113,7 @@ func assemble(ctx context.Context, c *Config, m manager.Manager, conn *bmdb.Conn
 	objects := controllers.NewObjects(config, kube, conn)
 	engine := worker.New(worker.Config{Concurrency: c.WorkConcurrency, Grace: c.WorkGrace, Lease: c.Lease, Database: database},
 		processes, conn, opener, objects, observer, log.WithName("worker"))
-	keeper := session.New(conn, engine, log.WithName("session"))
+	keeper := session.New(conn, witnessed{objects, engine, log.WithName("session")}, log.WithName("session"))
 	watcher := watch.New(conn, c.ClusterID, sink{objects, engine}, log.WithName("watch"))
 	if err := controllers.AddIndexes(ctx, m); err != nil {
 		return err
@@ -138,6 +138,33 @@ func assemble(ctx context.Context, c *Config, m manager.Manager, conn *bmdb.Conn
 		return fmt.Errorf("add readiness check: %w", err)
 	}
 	return nil
+}
+
+// witnessed lets nothing start under a session before all objects were held against the database.
+type witnessed struct {
+	objects *controllers.Objects
+	engine  *worker.Engine
+	log     logr.Logger
+}
+
+// Serve implements session.Server.
+func (w witnessed) Serve(ctx context.Context, s *bmdb.Session) {
+	for ctx.Err() == nil {
+		err := w.objects.Witness(ctx)
+		if err == nil {
+			w.engine.Serve(ctx, s)
+			return
+		}
+		if ctx.Err() == nil {
+			w.log.Info("cannot compare objects with the database, and starts nothing until then", "error", err.Error())
+		}
+		pause := time.NewTimer(time.Second)
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+		pause.Stop()
+	}
 }
 
 // sink shows changes, and lets claims look again at machines that have changed.

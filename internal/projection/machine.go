@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
 )
@@ -20,13 +18,14 @@ import (
 type MachineFacts struct {
 	// Generation is that of the spec that was taken into account.
 	Generation int64
-	// Cluster is the one that shows the machine, Database where it is recorded.
-	Cluster  string
-	Database uuid.UUID
+	// Cluster is the one that shows the machine.
+	Cluster string
 	// Snapshot is the machine's row; nil: it is not recorded.
 	Snapshot *bmdb.MachineSnapshot
 	// Refusal is why the object could not be recorded as it is; nil: it was.
 	Refusal *Verdict
+	// Doubts is what the object says of a database that it speaks against; nil: nothing. Then only conditions change.
+	Doubts *Verdict
 	// Now is the time of transitions.
 	Now time.Time
 }
@@ -40,10 +39,16 @@ const (
 
 // Machine returns the status that shows the facts; old is the one so far.
 func Machine(old *v1alpha1.MachineStatus, f MachineFacts) v1alpha1.MachineStatus {
+	if f.Doubts != nil {
+		s := *old.DeepCopy()
+		s.ObservedGeneration = &f.Generation
+		s.Conditions = conditions(old.Conditions, f.Generation, f.Now, *f.Doubts, managed(false, ""), machineHeld(f.Snapshot))
+		return s
+	}
 	s := v1alpha1.MachineStatus{ObservedGeneration: &f.Generation}
 	manages, manager := false, ""
 	if m := f.Snapshot; m != nil {
-		s.MachineID, s.DatabaseID, s.Revision = m.MachineID.String(), f.Database.String(), m.Rev
+		s.MachineID, s.DatabaseID, s.Revision = m.MachineID.String(), m.Standing.Database.String(), m.Standing.Revision
 		s.Tags, s.Work, s.Backoffs = machineTags(m), machineWork(m.Works), machineBackoffs(m.Backoffs)
 		manages, manager = managingView(m.Views, f.Cluster)
 	}

@@ -20,7 +20,7 @@ import (
 
 func machine(change func(m *bmdb.MachineSnapshot)) *bmdb.MachineSnapshot {
 	m := &bmdb.MachineSnapshot{
-		MachineID: uuid.MustParse("6f0c0000-0000-4000-8000-000000000001"), Rev: 118, Pool: "metal", Name: "r7-u12", Provider: "lab", ProviderID: "id",
+		MachineID: uuid.MustParse("6f0c0000-0000-4000-8000-000000000001"), Rev: 118, Standing: bmdb.Standing{Database: database, Revision: 118}, Pool: "metal", Name: "r7-u12", Provider: "lab", ProviderID: "id",
 		Views: []bmdb.MachineView{{View: bmdb.View{Cluster: here, UID: "u", Name: "r7-u12"}, Manages: true}},
 	}
 	if change != nil {
@@ -60,7 +60,7 @@ func TestMachineConditions(t *testing.T) {
 		})}, "Ready+Managed Recorded"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			test.facts.Cluster, test.facts.Database, test.facts.Now = here, database, now
+			test.facts.Cluster, test.facts.Now = here, now
 			got := projection.Machine(&v1alpha1.MachineStatus{}, test.facts)
 			if s := summary(got.Conditions); s != test.want {
 				t.Errorf("conditions are %q, want %q", s, test.want)
@@ -96,7 +96,7 @@ func TestMachineShowsTheRow(t *testing.T) {
 			m.Backoffs = append(m.Backoffs, bmdb.MachineBackoff{Process: fmt.Sprint("p", i), Until: now.Add(time.Duration(i) * time.Hour), Attempts: 1, Cause: "c"})
 		}
 	})
-	got := projection.Machine(&v1alpha1.MachineStatus{}, projection.MachineFacts{Generation: 3, Snapshot: m, Cluster: here, Database: database, Now: now})
+	got := projection.Machine(&v1alpha1.MachineStatus{}, projection.MachineFacts{Generation: 3, Snapshot: m, Cluster: here, Now: now})
 	if got.MachineID != m.MachineID.String() || got.DatabaseID != database.String() || got.Revision != 118 || *got.ObservedGeneration != 3 {
 		t.Errorf("identity is wrong: %+v", got)
 	}
@@ -119,7 +119,7 @@ func TestMachineShowsTheRow(t *testing.T) {
 
 func TestProviderConfig(t *testing.T) {
 	refusal := &projection.Verdict{State: projection.Stalled, Reason: v1alpha1.ReasonSecretMissing, Message: "no"}
-	state := &bmdb.ProviderState{Machines: 12, Rev: 3, Manages: true, Manager: here}
+	state := &bmdb.ProviderState{Machines: 12, Rev: 3, Standing: bmdb.Standing{Database: database, Revision: 3}, Manages: true, Manager: here}
 	for _, test := range []struct {
 		name  string
 		facts projection.ProviderFacts

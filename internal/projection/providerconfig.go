@@ -6,8 +6,6 @@ package projection
 import (
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
 )
@@ -16,23 +14,29 @@ import (
 type ProviderFacts struct {
 	// Generation is that of the spec that was taken into account.
 	Generation int64
-	// Database is where it is recorded.
-	Database uuid.UUID
 	// State is the provider's row; nil: it is not recorded.
 	State *bmdb.ProviderState
 	// Refusal is why no work can be done to its machines; nil: it can.
 	Refusal *Verdict
+	// Doubts is what the object says of a database that it speaks against; nil: nothing. Then only conditions change.
+	Doubts *Verdict
 	// Now is the time of transitions.
 	Now time.Time
 }
 
 // ProviderConfig returns the status that shows the facts; old is the one so far.
 func ProviderConfig(old *v1alpha1.ProviderConfigStatus, f ProviderFacts) v1alpha1.ProviderConfigStatus {
+	if f.Doubts != nil {
+		s := *old.DeepCopy()
+		s.ObservedGeneration = &f.Generation
+		s.Conditions = conditions(old.Conditions, f.Generation, f.Now, *f.Doubts, managed(false, ""))
+		return s
+	}
 	s := v1alpha1.ProviderConfigStatus{ObservedGeneration: &f.Generation}
 	v := Verdict{Good, v1alpha1.ReasonRecorded, "Work may be done to the provider's machines."}
 	manages, manager := false, ""
 	if p := f.State; p != nil {
-		s.DatabaseID, s.Revision = f.Database.String(), p.Rev
+		s.DatabaseID, s.Revision = p.Standing.Database.String(), p.Standing.Revision
 		s.Machines.Managed = count(p.Machines)
 		manages, manager = p.Manages, p.Manager
 	} else {

@@ -7,7 +7,8 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/google/uuid"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
@@ -18,13 +19,14 @@ type ClaimFacts struct {
 	// Generation is that of the spec that was taken into account, Key the key in effect.
 	Generation int64
 	Key        string
-	// Cluster is the one that shows the claim, Database where it is recorded.
-	Cluster  string
-	Database uuid.UUID
+	// Cluster is the one that shows the claim.
+	Cluster string
 	// Snapshot is the claim's row; nil: it is not recorded, or stands for another spec.
 	Snapshot *bmdb.ClaimSnapshot
 	// Refusal is why the claim is not carried out; nil: it is.
 	Refusal *Verdict
+	// Doubts is what the object says of a database that it speaks against; nil: nothing. Then only conditions change.
+	Doubts *Verdict
 	// Twin is the name of the object of this cluster that speaks for the key, if it is another one.
 	Twin string
 	// PodLimit is the size of the owner's pool of workers while the claim waits for a place in it, else 0.
@@ -37,10 +39,16 @@ type ClaimFacts struct {
 
 // WorkClaim returns the status that shows the facts; old is the one so far.
 func WorkClaim(old *v1alpha1.WorkClaimStatus, f ClaimFacts) v1alpha1.WorkClaimStatus {
+	if f.Doubts != nil {
+		s := *old.DeepCopy()
+		s.ObservedGeneration = &f.Generation
+		s.Conditions = conditions(old.Conditions, f.Generation, f.Now, *f.Doubts, append([]condition{managed(false, "")}, endsSoFar(old.Conditions)...)...)
+		return s
+	}
 	s := v1alpha1.WorkClaimStatus{ObservedGeneration: &f.Generation, Key: f.Key}
 	manages, manager := false, ""
 	if c := f.Snapshot; c != nil {
-		s.DatabaseID, s.Revision = f.Database.String(), c.Rev
+		s.DatabaseID, s.Revision = c.Standing.Database.String(), c.Standing.Revision
 		s.Progress = claimProgress(c)
 		s.Succeeded, s.Active, s.Failed = count(c.Succeeded+c.Skipped), count(c.Active), count(c.Failed)
 		s.Work, s.Failures = claimWork(c.Works), claimFailures(c.Failures)
@@ -116,7 +124,7 @@ func outlookVerdict(c *bmdb.ClaimSnapshot, goes State) Verdict {
 		if c.Mode == bmdb.ModeContinuous {
 			v.State, v.Reason = Good, v1alpha1.ReasonIdle
 		}
-	case bmdb.OutlookNoSuchMachine, bmdb.OutlookProviderNotReady, bmdb.OutlookQuarantined, bmdb.OutlookProcessNotAvailable, bmdb.OutlookProcessNotConvergent:
+	case bmdb.OutlookDatabaseChanged, bmdb.OutlookDatabaseRewound, bmdb.OutlookNoSuchMachine, bmdb.OutlookProviderNotReady, bmdb.OutlookQuarantined, bmdb.OutlookProcessNotAvailable, bmdb.OutlookProcessNotConvergent:
 		v.State = Stalled
 	}
 	v.Message = otherwise(v.Message, "Nothing can be started at the moment.")
@@ -147,6 +155,17 @@ func claimEnds(c *bmdb.ClaimSnapshot, v Verdict) []condition {
 		failed = condition{v1alpha1.ConditionFailed, true, v.Reason, v.Message}
 	}
 	return []condition{finished, complete, failed}
+}
+
+// endsSoFar are the conditions Finished, Complete and Failed as they are: in doubt nothing that was done is taken back.
+func endsSoFar(old []metav1.Condition) []condition {
+	ends := claimEnds(nil, Verdict{})
+	for i := range ends {
+		if c := meta.FindStatusCondition(old, string(ends[i].kind)); c != nil {
+			ends[i] = condition{ends[i].kind, c.Status == metav1.ConditionTrue, v1alpha1.Reason(c.Reason), c.Message}
+		}
+	}
+	return ends
 }
 
 func claimProgress(c *bmdb.ClaimSnapshot) string {

@@ -28,7 +28,7 @@ var (
 // claim returns a snapshot of a running claim of three machines, changed.
 func claim(change func(c *bmdb.ClaimSnapshot)) *bmdb.ClaimSnapshot {
 	c := &bmdb.ClaimSnapshot{
-		Pool: "metal", Key: "k", Process: "AgentStart", Mode: bmdb.ModeOnce, Rev: 7, State: bmdb.ClaimRunning, Completions: new(int64(3)),
+		Pool: "metal", Key: "k", Process: "AgentStart", Mode: bmdb.ModeOnce, Rev: 7, Standing: bmdb.Standing{Database: database, Revision: 7}, State: bmdb.ClaimRunning, Completions: new(int64(3)),
 		Manager: &bmdb.View{Cluster: here, UID: "u", Name: "k"}, Owner: "pod-1", OwnerCluster: here,
 	}
 	if change != nil {
@@ -95,7 +95,7 @@ func TestWorkClaimConditions(t *testing.T) {
 		{"was suspended", projection.ClaimFacts{Snapshot: outlook(bmdb.ModeOnce, bmdb.OutlookSuspended)}, "Managed+Reconciling Pending"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			test.facts.Generation, test.facts.Key, test.facts.Cluster, test.facts.Database, test.facts.Now = 4, "k", here, database, now
+			test.facts.Generation, test.facts.Key, test.facts.Cluster, test.facts.Now = 4, "k", here, now
 			got := projection.WorkClaim(&v1alpha1.WorkClaimStatus{}, test.facts)
 			if s := summary(got.Conditions); s != test.want {
 				t.Errorf("conditions are %q, want %q", s, test.want)
@@ -123,7 +123,7 @@ func TestWorkClaimShowsTheRow(t *testing.T) {
 			c.Failures = append(c.Failures, bmdb.ClaimFailure{Name: "m" + string(rune('a'+len(c.Failures))), Attempts: 5, Cause: strings.Repeat("ä", 2000)})
 		}
 	})
-	got := projection.WorkClaim(&v1alpha1.WorkClaimStatus{}, projection.ClaimFacts{Snapshot: c, Cluster: here, Database: database, Now: now})
+	got := projection.WorkClaim(&v1alpha1.WorkClaimStatus{}, projection.ClaimFacts{Snapshot: c, Cluster: here, Now: now})
 	if got.Progress != "2/3" || *got.Succeeded != 2 || *got.Active != 1 || *got.Failed != 2 || got.Revision != 7 || got.DatabaseID != database.String() {
 		t.Errorf("counts are wrong: %+v", got)
 	}
@@ -168,7 +168,7 @@ func TestProgress(t *testing.T) {
 
 // TestNothingTicks: the same facts at another time make the same status, and a transition has the time when it happened.
 func TestNothingTicks(t *testing.T) {
-	facts := projection.ClaimFacts{Snapshot: claim(nil), Key: "k", Cluster: here, Database: database, Now: now}
+	facts := projection.ClaimFacts{Snapshot: claim(nil), Key: "k", Cluster: here, Now: now}
 	first := projection.WorkClaim(&v1alpha1.WorkClaimStatus{}, facts)
 	facts.Now = now.Add(time.Hour)
 	second := projection.WorkClaim(&first, facts)

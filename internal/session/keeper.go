@@ -70,23 +70,27 @@ func (k *Keeper) Check(*http.Request) error {
 	return nil
 }
 
-// Start keeps sessions until ctx is done, and closes the last of them.
+// Start keeps sessions until ctx is done, and closes the last of them. bmdb.ErrDatabaseChanged ends it: all that this process knows is of
+// another database, and the next process begins with nothing.
 func (k *Keeper) Start(ctx context.Context) error {
 	for wait := backoffFirst; ctx.Err() == nil; {
-		wait = k.keep(ctx, wait)
+		began := time.Now()
+		err := k.hold(ctx)
+		if errors.Is(err, bmdb.ErrDatabaseChanged) {
+			return err
+		}
+		if time.Since(began) > backoffLast {
+			wait = backoffFirst // it lived for a while
+		}
+		wait = k.pause(ctx, err, wait)
 	}
 	return nil
 }
 
-// keep holds one session, and then waits before the next one. It returns the wait after that.
-func (k *Keeper) keep(ctx context.Context, wait time.Duration) time.Duration {
-	began := time.Now()
-	why := errorText(k.hold(ctx))
-	if time.Since(began) > backoffLast {
-		wait = backoffFirst // it lived for a while
-	}
+// pause waits after a session before the next one. It returns the wait after that.
+func (k *Keeper) pause(ctx context.Context, err error, wait time.Duration) time.Duration {
 	if ctx.Err() == nil {
-		k.log.Info("no session; starting another one", "reason", why, "wait", wait)
+		k.log.Info("no session; starting another one", "reason", errorText(err), "wait", wait)
 		sleep(ctx, wait/2+rand.N(wait))
 	}
 	return min(2*wait, backoffLast)

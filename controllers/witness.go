@@ -1,0 +1,105 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/google/uuid"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
+	"github.com/bmdb-dev/bmdb-operator/bmdb"
+	"github.com/bmdb-dev/bmdb-operator/internal/projection"
+)
+
+// Objects outlive databases: what the operator last wrote to them, which database and which revision, witnesses against one that is empty, wrong
+// or rewound, before it can order anything.
+
+// Hearer holds what objects remember against the database; a *bmdb.Connection is one.
+type Hearer interface {
+	Hear(ctx context.Context, testimonies []bmdb.Testimony) ([]bmdb.Alarm, error)
+}
+
+// testimony is what a status remembers. One that is wiped or not a status of ours witnesses nothing.
+func (c *Config) testimony(kind, pool, id, database string, revision int64) bmdb.Testimony {
+	t := bmdb.Testimony{Kind: kind, Pool: pool, ID: id, Cluster: c.Cluster, Revision: revision}
+	if parsed, err := uuid.Parse(database); err == nil {
+		t.Database = parsed
+	}
+	return t
+}
+
+func (c *Config) testimonyOf(object client.Object) bmdb.Testimony {
+	switch o := object.(type) {
+	case *v1alpha1.Machine:
+		return c.testimony(bmdb.KindMachine, o.Namespace, o.Status.MachineID, o.Status.DatabaseID, o.Status.Revision)
+	case *v1alpha1.WorkClaim:
+		return c.testimony(bmdb.KindClaim, o.Namespace, o.EffectiveKey(), o.Status.DatabaseID, o.Status.Revision)
+	case *v1alpha1.ProviderConfig:
+		return c.testimony(bmdb.KindProvider, o.Namespace, o.Name, o.Status.DatabaseID, o.Status.Revision)
+	default:
+		return bmdb.Testimony{}
+	}
+}
+
+// doubt returns what an object says of a database that it speaks against; nil: nothing. The object was read before the row, whose standing is given:
+// mostly that tells all.
+func (c *Config) doubt(ctx context.Context, hearer Hearer, object client.Object, row bmdb.Standing) (*projection.Verdict, error) {
+	t := c.testimonyOf(object)
+	if t.Database == uuid.Nil || t.Database == row.Database && t.Revision <= row.Revision {
+		return nil, nil
+	}
+	alarms, err := hearer.Hear(ctx, []bmdb.Testimony{t})
+	if err != nil || len(alarms) == 0 {
+		return nil, err
+	}
+	v := projection.Verdict{State: projection.Stalled, Reason: v1alpha1.Reason(alarms[0].Reason)}
+	const wayOut = "Nothing is done for it, and nothing destructive in its namespace, until a person has looked and runs bmdb-operator acknowledge-database."
+	if alarms[0].Reason == bmdb.DatabaseChanged {
+		v.Message = fmt.Sprintf("It was last shown by database %s; the operator's database is another. %s", t.Database, wayOut)
+	} else {
+		v.Message = fmt.Sprintf("It was last shown revision %d, which the database has not reached: it was restored from an older copy. %s", t.Revision, wayOut)
+	}
+	return &v, nil
+}
+
+// Witness holds all objects of the namespaces that are served against the database. What speaks against it is recorded there, where it
+// holds back all programs. Nothing is to be started before it has succeeded under a new session: a database that was exchanged or
+// restored knows no session of before.
+func (o *Objects) Witness(ctx context.Context) error {
+	var providers v1alpha1.ProviderConfigList
+	var machines v1alpha1.MachineList
+	var claims v1alpha1.WorkClaimList
+	for _, list := range []client.ObjectList{&providers, &machines, &claims} {
+		if err := o.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+			return fmt.Errorf("list objects that witness: %w", err)
+		}
+	}
+	var all []bmdb.Testimony
+	add := func(object client.Object) {
+		if t := o.config.testimonyOf(object); t.Database != uuid.Nil && o.config.serves(t.Pool) {
+			all = append(all, t)
+		}
+	}
+	for i := range providers.Items {
+		add(&providers.Items[i])
+	}
+	for i := range machines.Items {
+		add(&machines.Items[i])
+	}
+	for i := range claims.Items {
+		add(&claims.Items[i])
+	}
+	alarms, err := o.store.Hear(ctx, all)
+	if err != nil {
+		return err
+	}
+	if len(alarms) > 0 {
+		o.log.Info("objects speak against the database; see bmdb-operator acknowledge-database --help", "objects", len(alarms), "of", len(all), "reason", alarms[0].Reason,
+			"example", alarms[0].Kind+" "+alarms[0].Pool+"/"+alarms[0].ID)
+	}
+	return nil
+}

@@ -69,7 +69,10 @@
 //   - sessions, when a claim is taken over: whether its owner lives is read before, and the takeover is a compare-and-set on the epoch that was read
 //     with it. Asked in the statement that writes, it would be answered from a snapshot in which the new owner's session is not there yet.
 //   - machines, work and claim_machines, when a review ends a claim or says why it waits: plain reads, out of date a moment later like any. The end
-//     itself is a compare-and-set on owner, epoch, state and that no work goes on.
+//     itself is a compare-and-set on owner, epoch, state, that no work goes on, and the row's revision: what was raised meanwhile counts.
+//   - database_alarms, at a start: one that is recorded meanwhile may be missed by what is under way. Programs that show objects hold all of them against
+//     the database before they start anything under a new session, and a database that was exchanged or restored knows no session of before.
+//   - sessions, when a managing role passes: a cluster that comes back at that moment finds the role taken, under the mutex of what is managed.
 //   - machine_identities and machine_views, at a registration: unique indexes answer a race, and the other party is then seen. That one box is not two
 //     rows in two pools no index says: new machines of a provider's name wait for each other at a row of providers.
 //
@@ -100,6 +103,20 @@
 // Whatever is shown has a revision. Revisions that were not spread yet are found by partial indexes and copied to a row for each cluster that has
 // a view; a cluster acknowledges the revision that it showed, so what changed meanwhile stays pending. There is no watermark, of time or of
 // a sequence: transactions commit in another order than they begin.
+//
+// # Views and roles
+//
+// Each cluster may have one object, a view, for a machine, claim or provider. One of the views manages: its spec is in the row. The role is a flag of the view's
+// row, written under the mutex of what is managed, and passes in one statement: when the managing view is detached, the next that is attached
+// takes it; when the manager's cluster has had no session for a time, or a person says so, TakeOverRoles passes it. Suspension and
+// limits are kept per view, and count from all.
+//
+// # When the database itself is wrong
+//
+// A database has an ID and an incarnation, and objects outside of it remember the ID and the revision that they were last shown (Standing). A database
+// that is another, or has not reached that revision, was exchanged or restored from an older copy: Hear records an alarm. While a pool has one, no
+// destructive process starts there, and nothing for a claim whose object has one. AcknowledgeDatabase raises the incarnation, which is
+// the upper part of every revision, so that revisions go on from above all former ones.
 //
 // # Liveness of sessions
 //

@@ -74,6 +74,8 @@ generate: $(CONTROLLER_GEN) $(SQLC) ## Write all generated files
 	@# Secrets are read with a right of its own, which config/pool gives in each pool.
 	@$(CONTROLLER_GEN) rbac:roleName=bmdb-operator-pool,fileName=pool_role.yaml paths=./internal/drivers/... output:rbac:dir=config/rbac
 	@$(SQLC) generate -f bmdb/sqlc.yaml
+	@# docs/reference, and what tests compare the command line and the metrics with.
+	@UPDATE_GOLDEN=1 go test -count=1 -run '(Golden|Generated)$$' ./internal/metrics ./cmd/bmdb-operator >/dev/null
 
 .PHONY: lint
 lint: $(GOLANGCI_LINT) $(SQLC) ## Check style, imports, sizes, the API's conventions, and that generated queries are up to date

@@ -22,6 +22,15 @@ type Observer interface {
 	TransactionRetried(operation, code string)
 }
 
+// TransactionObserver is an Observer that is also told how long transactions take. It is one of its own so that those who observe already need not
+// change.
+type TransactionObserver interface {
+	Observer
+	// TransactionEnded follows each transaction, with all of its attempts and the waiting in between. operation is what it was for: one of a few
+	// words. committed is false where it failed, or nobody knows.
+	TransactionEnded(operation string, committed bool, took time.Duration)
+}
+
 // nobody is the Observer that does not care.
 type nobody struct{}
 
@@ -32,3 +41,10 @@ func (nobody) WorkStarted(string)                        {}
 func (nobody) WorkEnded(string, string, time.Duration)   {}
 func (nobody) WorkTakenOver(string)                      {}
 func (nobody) TransactionRetried(operation, code string) {}
+
+// transactionEnded tells the observer, if it wants to know.
+func (c *Connection) transactionEnded(operation string, committed bool, began boottime) {
+	if o, ok := c.observer.(TransactionObserver); ok {
+		o.TransactionEnded(operation, committed, now().sub(began))
+	}
+}

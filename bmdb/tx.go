@@ -62,9 +62,10 @@ func (c *Connection) transact(ctx context.Context, op string, fn func(ctx contex
 // have effects outside of it. Errors of fn end the transaction and are returned as they are, but for those of the database that a
 // new attempt may cure. A connection that breaks while COMMIT is under way gives an ambiguousError, which the caller resolves by
 // reading.
-func (c *Connection) transactAt(ctx context.Context, op, level string, fn func(ctx context.Context, tx *Tx) error) error {
+func (c *Connection) transactAt(ctx context.Context, op, level string, fn func(ctx context.Context, tx *Tx) error) (err error) {
+	defer func(began boottime) { c.transactionEnded(op, err == nil, began) }(now())
 	for attempt := 1; ; attempt++ {
-		err := c.attempt(ctx, op, level, fn)
+		err = c.attempt(ctx, op, level, fn)
 		if err == nil {
 			return nil
 		}

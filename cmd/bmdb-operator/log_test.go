@@ -31,6 +31,16 @@ func (l *logged) Write(p []byte) (int, error) {
 	return l.text.Write(p)
 }
 
+// something fails while nothing was written.
+func (l *logged) something() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.text.Len() == 0 {
+		return errors.New("nothing is logged")
+	}
+	return nil
+}
+
 var errUnready = errors.New("there is no session")
 
 // foreignLines lets others log: client-go, the standard library, and thirty probes of something that is not ready.

@@ -49,6 +49,8 @@ func TestRunWithTheGeneratedRights(t *testing.T) {
 	}
 	ended, log := make(chan error, 1), &logged{}
 	go func() { ended <- run(ctx, config, log) }()
+	// Before it says something, it sets where all in the process log to: clients of the test too.
+	eventually(t, "the operator logs", log.something)
 
 	create := func(o client.Object) {
 		t.Helper()

@@ -7,6 +7,7 @@ package metrics
 
 import (
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,9 +31,14 @@ type Metrics struct {
 	poolInUse      prometheus.Gauge
 	poolSize       prometheus.Gauge
 	claimsOwned    prometheus.Gauge
+	transactions   *prometheus.HistogramVec
+
+	session  atomic.Int64 // when it began, in nanoseconds since the epoch; 0: there is none
+	beat     atomic.Int64 // when the last good beat was
+	snapshot atomic.Pointer[snapshot]
 }
 
-var _ bmdb.Observer = (*Metrics)(nil)
+var _ bmdb.TransactionObserver = (*Metrics)(nil)
 
 // New makes the metrics and registers them. It fails where a name is registered already.
 func New(registerer prometheus.Registerer) (*Metrics, error) {
@@ -53,8 +59,14 @@ func New(registerer prometheus.Registerer) (*Metrics, error) {
 		poolInUse:   gauge("worker_pool_in_use", "Workers of this pod's pool that are in use."),
 		poolSize:    gauge("worker_pool_size", "Workers that this pod's pool has."),
 		claimsOwned: gauge("claims_owned", "Claims that this pod owns."),
+		transactions: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: namespace, Name: "transaction_duration_seconds",
+			Help:    "How long database transactions of this pod took, with all attempts: start and own claims begin work, end and finish end it.",
+			Buckets: []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 2.5, 10},
+		}, []string{"operation", "result"}),
 	}
 	for _, c := range []prometheus.Collector{
+		m.transactions, ages{m}, counts{m},
 		m.worksStarted, m.worksEnded, m.worksTakenOver, m.workDuration, m.workersStuck, m.retries, m.sessionUp, m.sessionsEnded, m.beats,
 		m.lastBeat, m.poolInUse, m.poolSize, m.claimsOwned,
 	} {
@@ -79,11 +91,15 @@ func gauge(name, help string) prometheus.Gauge {
 func (m *Metrics) SessionStarted() {
 	m.sessionUp.Set(1)
 	m.lastBeat.SetToCurrentTime()
+	now := time.Now().UnixNano()
+	m.session.Store(now)
+	m.beat.Store(now)
 }
 
 // SessionEnded implements bmdb.Observer.
 func (m *Metrics) SessionEnded(reason string) {
 	m.sessionUp.Set(0)
+	m.session.Store(0)
 	m.sessionsEnded.WithLabelValues(reason).Inc()
 }
 
@@ -95,6 +111,7 @@ func (m *Metrics) Beat(ok bool, _ time.Duration) {
 	}
 	m.beats.WithLabelValues("ok").Inc()
 	m.lastBeat.SetToCurrentTime()
+	m.beat.Store(time.Now().UnixNano())
 }
 
 // WorkStarted implements bmdb.Observer.
@@ -112,6 +129,15 @@ func (m *Metrics) WorkTakenOver(process string) { m.worksTakenOver.WithLabelValu
 // TransactionRetried implements bmdb.Observer.
 func (m *Metrics) TransactionRetried(operation, code string) {
 	m.retries.WithLabelValues(operation, code).Inc()
+}
+
+// TransactionEnded implements bmdb.TransactionObserver.
+func (m *Metrics) TransactionEnded(operation string, committed bool, took time.Duration) {
+	result := "committed"
+	if !committed {
+		result = "failed"
+	}
+	m.transactions.WithLabelValues(operation, result).Observe(took.Seconds())
 }
 
 // Pool is told the size of the pool of workers and how many are in use.

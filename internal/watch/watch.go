@@ -53,6 +53,7 @@ type Watcher struct {
 	mu    sync.Mutex
 	shown map[thing]int64
 	told  map[thing]telling
+	since map[thing]time.Time // what is pending, and since when this watcher knows
 }
 
 type thing struct{ kind, pool, id string }
@@ -65,7 +66,7 @@ type telling struct {
 
 // New returns a watcher for a cluster that is registered.
 func New(source Source, cluster string, sink Sink, log logr.Logger) *Watcher {
-	return &Watcher{source: source, cluster: cluster, sink: sink, log: log, shown: map[thing]int64{}, told: map[thing]telling{}}
+	return &Watcher{source: source, cluster: cluster, sink: sink, log: log, shown: map[thing]int64{}, told: map[thing]telling{}, since: map[thing]time.Time{}}
 }
 
 // NeedLeaderElection is false: each replica watches.
@@ -77,6 +78,42 @@ func (w *Watcher) Shown(p bmdb.Pending) {
 	defer w.mu.Unlock()
 	t := thing{p.Kind, p.Pool, p.ID}
 	w.shown[t] = max(w.shown[t], p.Rev)
+}
+
+// Backlog tells how many changes this cluster has still to show, up to the number that the watcher reads at once, and for how long the oldest
+// of them has waited since this watcher has seen it.
+func (w *Watcher) Backlog() (pending int, oldest time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, since := range w.since {
+		oldest = max(oldest, time.Since(since))
+	}
+	return len(w.since), oldest
+}
+
+// note remembers what is pending. A thing that was shown and has changed again begins anew.
+func (w *Watcher) note(pending, acked []bmdb.Pending, now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, p := range acked {
+		delete(w.since, thing{p.Kind, p.Pool, p.ID})
+	}
+	before := w.since
+	w.since = make(map[thing]time.Time, len(pending))
+	for _, p := range pending {
+		t := thing{p.Kind, p.Pool, p.ID}
+		w.since[t] = now
+		if since, known := before[t]; known {
+			w.since[t] = since
+		}
+	}
+	if len(pending) == page { // there is more than was read, and it is not known what of the rest is still pending
+		for t, since := range before {
+			if _, read := w.since[t]; !read && len(w.since) < 2*page {
+				w.since[t] = since
+			}
+		}
+	}
 }
 
 // Start watches until ctx is done.
@@ -110,7 +147,8 @@ func (w *Watcher) report(ctx context.Context, err error, failing bool) bool {
 func (w *Watcher) poll(ctx context.Context) (busy bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	if acks := w.takeShown(); len(acks) > 0 {
+	acks := w.takeShown()
+	if len(acks) > 0 {
 		if err := w.source.AckProjections(ctx, w.cluster, acks); err != nil {
 			for _, p := range acks {
 				w.Shown(p) // next time
@@ -131,6 +169,7 @@ func (w *Watcher) poll(ctx context.Context) (busy bool, err error) {
 	if err != nil {
 		return busy, err
 	}
+	w.note(pending, acks, time.Now())
 	for _, p := range w.news(pending, time.Now()) {
 		busy = true
 		switch somebody, err := w.sink.Changed(ctx, p); {

@@ -250,3 +250,33 @@ func TestOutagesAreSurvived(t *testing.T) {
 	l.watcher.Shown(l.change(l.register("m", nil).MachineID))
 	l.acknowledged()
 }
+
+// TestBacklog is what was not shown, and for how long.
+func TestBacklog(t *testing.T) {
+	l := newLab(t, &sink{}, plain)
+	if pending, oldest := l.watcher.Backlog(); pending != 0 || oldest != 0 {
+		t.Errorf("at first %d changes are pending, for %s", pending, oldest)
+	}
+	p := l.change(l.register("m", nil).MachineID)
+	q := l.change(l.register("other", nil).MachineID)
+	_, before := l.watcher.Backlog()
+	if pending, oldest := l.watcher.Backlog(); pending != 2 || oldest <= before {
+		t.Errorf("%d changes are pending, for %s, and a moment ago for %s", pending, oldest, before)
+	}
+	l.watcher.Shown(p)
+	l.watcher.Shown(q)
+	l.acknowledged()
+	deadline, tick := time.After(patience), time.NewTicker(20*time.Millisecond)
+	defer tick.Stop()
+	for {
+		pending, oldest := l.watcher.Backlog()
+		if pending == 0 && oldest == 0 {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("%d changes are pending still, for %s", pending, oldest)
+		}
+	}
+}

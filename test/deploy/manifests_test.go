@@ -33,6 +33,7 @@ func kustomizations() map[string]string {
 		"config/crd":                  "",
 		"config/default":              deployment.Namespace,
 		"config/pool":                 "default",
+		"config/prometheus":           deployment.Namespace,
 		"config/samples":              "",
 		"config/samples/more":         "",
 		"config/examples/argocd":      "argocd",

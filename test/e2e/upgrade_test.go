@@ -4,6 +4,7 @@
 package e2e_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -136,6 +137,18 @@ func (u *upgrade) verify() {
 		u.t.Errorf("%d sessions were lost", n)
 	}
 	u.lab.verifyStatuses()
+	u.lab.eventually(patience, "one of the pods counts the machines", func(ctx context.Context) error {
+		var known []float64
+		for _, o := range u.pods {
+			if n, err := o.gauge(ctx, "bmdb_machines_known"); err == nil {
+				known = append(known, n)
+			}
+		}
+		if len(known) != 1 || int(known[0]) != machines {
+			return fmt.Errorf("pods know of %v", known)
+		}
+		return nil
+	})
 	for _, o := range append(slices.Clone(u.pods), u.ended...) {
 		// A schema that is not what a statement takes it for.
 		if entries, _ := o.logged(0, func(e logEntry) bool { return strings.Contains(fmt.Sprint(e), "SQLSTATE") }); len(entries) > 0 {

@@ -223,6 +223,7 @@ func (c *Connection) DetachClaim(ctx context.Context, v View, pool, key string) 
 		err = c.transact(ctx, "detach claim", func(ctx context.Context, tx *Tx) error {
 			tx.queue("LockClaim", sqlLockClaim, pool, key)
 			tx.queue("DeleteClaimView", sqlDeleteClaimView, pool, key, v.Cluster, v.UID)
+			tx.queue("ForgetProjection", sqlForgetProjection, v.Cluster, KindClaim, pool, key)
 			r.queue(tx, pool, key, true)
 			if err := tx.flush(ctx); err != nil || !r.found {
 				return err

@@ -329,6 +329,7 @@ func (c *Connection) DetachMachine(ctx context.Context, v View, machine uuid.UUI
 		err = c.transact(ctx, "detach machine", func(_ context.Context, tx *Tx) error {
 			tx.lockMachines(machine)
 			tx.queue("DetachView", sqlDetachView, machine, v.Cluster, v.UID)
+			tx.queue("ForgetMachine", sqlForgetMachine, v.Cluster, machine)
 			tx.recomputeTouched()
 			return nil
 		})

@@ -344,3 +344,27 @@ func TestRetention(t *testing.T) {
 	left.Cancel(t.Context())
 	w.Cancel(t.Context())
 }
+
+// What a cluster has no view of any more it has not to show either.
+func TestDetachedHasNothingToShow(t *testing.T) {
+	t.Parallel()
+	l := twoClusters(t)
+	pending(t, l.conn, "a")
+	id := machinesOf(t, l, pool)[0]
+	of := func(name string) bmdb.View { return bmdb.View{Cluster: "a", UID: "a", Name: name} }
+	if err := l.conn.DetachMachine(t.Context(), of("m"), id); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.conn.DetachClaim(t.Context(), of("c"), pool, "c"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.conn.DetachProvider(t.Context(), of("lab"), pool, "lab"); err != nil {
+		t.Fatal(err)
+	}
+	pending(t, l.conn, "b")
+	for cluster, want := range map[string]int64{"a": 0, "b": 3} {
+		if n := l.int("SELECT count(*) FROM projection WHERE cluster = $1", cluster); n != want {
+			t.Errorf("cluster %s has %d rows to show, want %d", cluster, n, want)
+		}
+	}
+}

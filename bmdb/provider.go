@@ -114,6 +114,7 @@ func (c *Connection) DetachProvider(ctx context.Context, v View, pool, provider 
 	if err == nil && slices.ContainsFunc(views, mine) {
 		err = c.changeProvider(ctx, pool, provider, func(tx *Tx, views []providerView) []providerView {
 			tx.queue("DeleteProviderView", sqlDeleteProviderView, pool, provider, v.Cluster, v.UID)
+			tx.queue("ForgetProjection", sqlForgetProjection, v.Cluster, KindProvider, pool, provider)
 			return slices.DeleteFunc(views, mine)
 		})
 	}

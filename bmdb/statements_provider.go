@@ -225,6 +225,11 @@ ON CONFLICT (cluster) DO UPDATE SET seen_at = excluded.seen_at`
 DELETE FROM projection WHERE cluster = $1 AND (kind, pool, id) IN (SELECT p.kind, p.pool, p.id FROM projection p WHERE p.cluster = $1 LIMIT $2)
 RETURNING cluster`
 
+	// sqlForgetProjection is for a cluster whose view of something has ended: there is nothing more to show.
+	sqlForgetProjection = "DELETE FROM projection WHERE cluster = $1 AND kind = $2 AND pool = $3 AND id = $4"
+	sqlForgetMachine    = `
+DELETE FROM projection WHERE cluster = $1 AND kind = 'machine' AND id = $2::uuid::text AND pool = (SELECT m.pool FROM machine_state m WHERE m.machine_id = $2)`
+
 	sqlPending = `
 SELECT kind, pool, id, rev FROM projection
 WHERE cluster = $1 AND rev <> done_rev AND done_rev < rev AND (kind, pool, id) > ($2, $3, $4) ORDER BY kind, pool, id LIMIT $5`

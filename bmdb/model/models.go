@@ -50,6 +50,7 @@ type Session struct {
 	SessionComponentName string
 	SessionRuntimeInfo   string
 	SessionCluster       string
+	SessionClaimsOnly    bool
 	SessionCreatedAt     time.Time
 	SessionLeaseMs       int64
 	SessionEndedAt       pgtype.Timestamptz

@@ -94,6 +94,7 @@ type labOptions struct {
 	namespaces     []string
 	allowSimulated bool
 	interval       time.Duration
+	stagger        time.Duration
 }
 
 func newLab(t *testing.T, o labOptions) *lab {
@@ -138,7 +139,7 @@ func newLab(t *testing.T, o labOptions) *lab {
 		},
 	})
 	config := controllers.Config{
-		Cluster: o.cluster, Database: l.conn.Identity().ID, Pod: o.pod, Namespaces: o.namespaces, StatusInterval: o.interval, Concurrency: 1,
+		Cluster: o.cluster, Database: l.conn.Identity().ID, Pod: o.pod, Namespaces: o.namespaces, StatusInterval: o.interval, Stagger: o.stagger, Concurrency: 1,
 	}
 	kube := controllers.Kube{Client: l.client, Live: direct, Events: l.events, Clock: l.clock}
 	opener := drivers.NewOpener(l.client, direct, drivers.NewRegistry(ssh.AgentFiles(t.TempDir()), o.allowSimulated))

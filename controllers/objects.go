@@ -43,6 +43,7 @@ type Objects struct {
 	machines, claims, providers inbox
 	names                       names // of claims
 	providerNames               names
+	ends                        ends
 }
 
 var _ worker.Objects = (*Objects)(nil)
@@ -209,6 +210,12 @@ func (o *Objects) ClaimChanged(pool, key string) {
 	for i := range list {
 		o.claims.add(client.ObjectKeyFromObject(&list[i]), 0)
 	}
+}
+
+// ClaimOver implements worker.Objects.
+func (o *Objects) ClaimOver(pool, key string) {
+	o.ends.saw(client.ObjectKey{Namespace: pool, Name: key})
+	o.ClaimChanged(pool, key)
 }
 
 // ProviderFailed implements worker.Objects.

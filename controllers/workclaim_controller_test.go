@@ -344,6 +344,75 @@ func TestOwnerShows(t *testing.T) {
 	second.verify(c, metav1.ConditionTrue, v1alpha1.ReasonComplete, status.CurrentStatus)
 }
 
+// TestEndIsShownByWhoSawIt: the replica that saw a claim end as its owner shows that at once, the others a while later, and then find it shown.
+// If that one is gone, they show it.
+func TestEndIsShownByWhoSawIt(t *testing.T) {
+	l := fleet(t, 2, labOptions{})
+	pods := []*lab{}
+	for _, name := range []string{"pod-2", "pod-3"} {
+		pods = append(pods, newLab(t, labOptions{namespace: l.namespace, database: l.url(), pod: name, allowSimulated: true, stagger: time.Millisecond}))
+	}
+	saw, other := pods[0], pods[1]
+	s := l.session()
+	end := func(c *v1alpha1.WorkClaim) {
+		t.Helper()
+		l.reconcile(c)
+		owned := l.own(s, c.Name)
+		if err := l.start(s, owned)[0].Fail(t.Context(), nil, "Unreachable: no answer"); err != nil {
+			t.Fatal(err)
+		}
+		if outlook, err := s.ReviewClaim(t.Context(), owned); err != nil || outlook.State != bmdb.ClaimFailed {
+			t.Fatalf("outlook %+v: %v", outlook, err)
+		}
+	}
+	once := func(c *v1alpha1.WorkClaim) { c.Spec.MaxAttempts = 1 }
+	waits := func(p *lab, c *v1alpha1.WorkClaim) {
+		t.Helper()
+		before := p.writes.count()
+		for range 2 { // however often it hears of it
+			if result := p.reconcile(c); result.RequeueAfter <= 0 || result.RequeueAfter > 1500*time.Millisecond || p.writes.count() != before {
+				t.Errorf("wrote %d times, looks again after %s", p.writes.count()-before, result.RequeueAfter)
+			}
+		}
+	}
+	shows := func(p *lab, c *v1alpha1.WorkClaim) {
+		t.Helper()
+		before := p.writes.count()
+		p.reconcile(c)
+		l.read(c)
+		l.verify(c, metav1.ConditionFalse, v1alpha1.ReasonCompletionsUnreachable, status.FailedStatus)
+		if n := p.writes.count() - before; n != 1 {
+			t.Errorf("wrote %d times", n)
+		}
+	}
+	c := l.claim("c", once, "m00")
+	end(c)
+	waits(other, c)
+	saw.objects.ClaimOver(l.namespace, "c")
+	shows(saw, c)
+	before := other.writes.count()
+	other.clock.Step(2 * time.Second)
+	if other.reconcile(c); other.writes.count() != before {
+		t.Error("the other one writes what is shown")
+	}
+
+	alone := l.claim("alone", once, "m01")
+	end(alone)
+	waits(other, alone)
+	other.clock.Step(2 * time.Second)
+	shows(other, alone)
+
+	// What ended before there was this object waits for nobody.
+	ended := c.Status.CompletionTime
+	var again *v1alpha1.WorkClaim
+	for again == nil || !again.CreationTimestamp.After(ended.Time) {
+		l.remove(c)
+		l.reconcile(c)
+		again = l.claim("c", once, "m00")
+	}
+	shows(newLab(t, labOptions{namespace: l.namespace, database: l.url(), pod: "pod-4", allowSimulated: true, stagger: time.Millisecond}), again)
+}
+
 func TestPodIsFull(t *testing.T) {
 	l := fleet(t, 1, labOptions{})
 	c := l.claim("c", nil, "m00")

@@ -235,21 +235,25 @@ func (r *WorkClaimReconciler) read(ctx context.Context, s *claimScope) error {
 	return err
 }
 
-// elsewhere tells whether another replica owns the claim, and so shows it: that one knows best what goes on. The end of a claim is shown by
-// any replica, but the owner's has the first turn: then wait is how long that is.
+// elsewhere tells whether another replica shows the claim: the one that owns it knows best what goes on. The end of a claim is shown by any
+// replica, but the one that saw it as the owner has the first turn: then wait is how long that is.
 func (r *WorkClaimReconciler) elsewhere(s *claimScope, owns bool) (elsewhere bool, wait time.Duration) {
 	c := s.snapshot
-	if c == nil || owns || s.refusal != nil || s.doubts != nil || c.Owner == "" || c.Owner == r.config.Pod || c.OwnerCluster != r.config.Cluster {
+	if c == nil || owns || s.refusal != nil || s.doubts != nil {
 		return false, 0
 	}
+	owned := c.Owner != "" && c.Owner != r.config.Pod && c.OwnerCluster == r.config.Cluster
 	if c.State == bmdb.ClaimRunning {
-		return true, 0
+		return owned, 0
 	}
-	finished := meta.IsStatusConditionTrue(s.claim.Status.Conditions, string(v1alpha1.ConditionFinished))
-	if !finished && r.config.Stagger > 0 && r.waited.first(s.claim.UID+"/finished") {
-		return true, jitter(ownersTurn)
+	// Who ends a claim gives it up, unless its last work does both. What ended before there was this object is nobody's to show first.
+	ended := projection.ClaimFinal(c) && c.CompletedAt != nil && c.CompletedAt.After(s.claim.CreationTimestamp.Time)
+	shown := meta.IsStatusConditionTrue(s.claim.Status.Conditions, string(v1alpha1.ConditionFinished))
+	if !ended || shown || !owned && c.Owner != "" || r.config.Stagger == 0 {
+		return false, 0
 	}
-	return false, 0
+	wait = r.objects.ends.left(client.ObjectKey{Namespace: s.name.Namespace, Name: s.key}, r.Clock.Now(), jitter(ownersTurn))
+	return wait > 0, wait
 }
 
 // ownersTurn is how long other replicas leave the end of a claim to its owner's.

@@ -107,7 +107,7 @@ func (l *claimLoop) run(ctx context.Context) {
 		case errors.Is(err, errOver):
 			// Its object is freed with the last status, by whoever writes that.
 			l.log.Info("claim is over")
-			l.engine.objects.ClaimChanged(l.id.pool, l.id.key)
+			l.engine.objects.ClaimOver(l.id.pool, l.id.key)
 			return
 		case errors.Is(err, ErrGone), errors.Is(err, errNotReady):
 			l.log.Info("claim is left to others", "reason", err.Error())

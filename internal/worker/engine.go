@@ -71,6 +71,8 @@ type Objects interface {
 	Missing(ctx context.Context, target bmdb.Target) (bool, error)
 	// ClaimChanged is called when there is something new to show of a claim that no revision tells of. It does not block.
 	ClaimChanged(pool, key string)
+	// ClaimOver is called when this pod has seen, as its owner, that a claim has come to its end. It does not block.
+	ClaimOver(pool, key string)
 	// ProviderFailed is called when a provider's driver could not be opened. It does not block.
 	ProviderFailed(pool, provider string)
 }

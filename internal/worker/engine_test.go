@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -188,6 +189,43 @@ func TestDeletedClaimCancelsItsWork(t *testing.T) {
 	l.eventually("the work is cancelled", func() error {
 		if h := l.history("m"); h != "Started Canceled" {
 			return fmt.Errorf("history is %s", h)
+		}
+		return nil
+	})
+	l.settled()
+}
+
+// TestCancelClaim: the work for a claim is cancelled by the call itself. Of a claim that is deleted the next beat of the session would find
+// out too; this one is not, so it is due again.
+func TestCancelClaim(t *testing.T) {
+	l := newLab(t, 4, "m")
+	var starts atomic.Int64
+	l.on("m", func(ctx context.Context, m provider.Machine, s provider.Steps) (provider.Agent, error) {
+		if starts.Add(1) == 1 {
+			return hang(ctx, m, s)
+		}
+		return agentOf(m), nil
+	})
+	l.serve()
+	l.claim("start", nil, "m")
+	l.eventually("the machine is worked on", func() error {
+		if starts.Load() == 0 {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	l.engine.CancelClaim(pool, "another")
+	if h := l.history("m"); h != "Started" {
+		t.Errorf("history is %s", h)
+	}
+	l.engine.CancelClaim(pool, "start")
+	l.await("start", bmdb.ClaimComplete, bmdb.OutlookComplete)
+	if h := l.history("m"); h != "Started Canceled Started Finished" {
+		t.Errorf("history is %s", h)
+	}
+	l.eventually("the end is told", func() error {
+		if n := l.count(l.over, "start"); n != 1 {
+			return fmt.Errorf("%d times", n)
 		}
 		return nil
 	})

@@ -56,6 +56,7 @@ type lab struct {
 	idled      map[string]int
 	terms      []worker.Term // for which it was idle
 	changed    map[string]int
+	over       map[string]int
 	failed     map[string]int
 	missing    []missingRead
 	unreadable error // of whether a machine has an object
@@ -72,7 +73,7 @@ func newLab(t *testing.T, concurrency int, machines ...string) *lab {
 	t.Helper()
 	l := &lab{
 		t: t, conn: bmdbtest.New(t, func(c *bmdb.Config) { c.Lease = lease }), behave: map[string]behaviour{}, notReady: map[string]bool{},
-		gone: map[string]bool{}, admitted: map[string]int{}, idled: map[string]int{}, changed: map[string]int{}, failed: map[string]int{},
+		gone: map[string]bool{}, admitted: map[string]int{}, idled: map[string]int{}, changed: map[string]int{}, over: map[string]int{}, failed: map[string]int{},
 	}
 	for _, name := range machines {
 		provider := "lab"
@@ -341,6 +342,12 @@ func (o *labObjects) ClaimChanged(_, key string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.changed[key]++
+}
+
+func (o *labObjects) ClaimOver(_, key string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.over[key]++
 }
 
 func (o *labObjects) ProviderFailed(_, name string) {

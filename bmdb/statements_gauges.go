@@ -40,7 +40,7 @@ counted AS (
     FROM page m JOIN processes p ON p.pool IN ('', m.pool) AND p.indexed JOIN machines x ON x.machine_id = m.machine_id
     LEFT JOIN work w ON w.machine_id = m.machine_id AND w.process = p.process
     WHERE ` + eligibleNow + `)
-SELECT c.process, c.gate, count(*), greatest(max(c.age), 0), '' FROM counted c GROUP BY c.process, c.gate
-UNION ALL SELECT DISTINCT p.process, '', 0, 0, '' FROM processes p WHERE p.indexed
-UNION ALL SELECT '', '', count(*), 0, COALESCE(max(page.machine_id::text), '') FROM page`
+SELECT c.process, c.gate, count(*), greatest(max(c.age), 0::float8), '' FROM counted c GROUP BY c.process, c.gate
+UNION ALL SELECT DISTINCT p.process, '', 0, 0::float8, '' FROM processes p WHERE p.indexed
+UNION ALL SELECT '', '', count(*), 0::float8, COALESCE(max(page.machine_id::text), '') FROM page`
 )

@@ -32,6 +32,9 @@ type Config struct {
 	RuntimeInfo   string
 	// Cluster is the Kubernetes cluster whose objects this program shows, by its ID; empty for programs outside of any.
 	Cluster string
+	// Origin tells apart API servers that call themselves Cluster, one after another: a view whose object was in one of them is not ended because
+	// another has no such object. Empty: not known; any view of Cluster is ended.
+	Origin string
 	// ClaimsOnly says that the program starts work for claims alone; other starts are refused. Then a limit that is introduced while none
 	// is owned is in force at once.
 	ClaimsOnly bool

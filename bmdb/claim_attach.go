@@ -83,7 +83,7 @@ func (c *Connection) AttachClaim(ctx context.Context, v View, spec ClaimSpec, ru
 	if err != nil {
 		return fail(err)
 	}
-	a := claimAttach{view: v, spec: spec, hash: hash, runnable: runnable, takeover: c.manages(v)}
+	a := claimAttach{view: v, origin: c.config.Origin, spec: spec, hash: hash, runnable: runnable, takeover: c.manages(v)}
 	// Mostly nothing differs, and then the claim's row, which starts and ends of work write, is left alone.
 	for _, lock := range []bool{false, true} {
 		err := c.transact(ctx, "attach claim", func(ctx context.Context, tx *Tx) error { return a.run(ctx, tx, lock) })
@@ -100,6 +100,7 @@ func (c *Connection) AttachClaim(ctx context.Context, v View, spec ClaimSpec, ru
 // claimAttach is one call of AttachClaim.
 type claimAttach struct {
 	view     View
+	origin   string
 	spec     ClaimSpec
 	hash     string
 	runnable bool
@@ -155,7 +156,7 @@ func (a *claimAttach) run(ctx context.Context, tx *Tx, lock bool) error {
 	}
 	a.settled = true
 	if viewDiffers {
-		tx.queue("SetClaimView", sqlSetClaimView, a.spec.Pool, a.spec.Key, a.view.Cluster, a.view.Name, a.view.UID, wanted.manages, wanted.suspended, wanted.runnable)
+		tx.queue("SetClaimView", sqlSetClaimView, a.spec.Pool, a.spec.Key, a.view.Cluster, a.view.Name, a.view.UID, wanted.manages, wanted.suspended, wanted.runnable, a.origin)
 	}
 	if isNew := r.rev == 1 && len(r.views) == 0; !isNew && wanted.manages && (mine == nil || !mine.manages) {
 		e := a.takeover
@@ -210,16 +211,19 @@ func sameMutable(a, b ClaimSpec) bool {
 		same(a.ActiveDeadlineSeconds, b.ActiveDeadlineSeconds) && same(a.MaxFailedMachines, b.MaxFailedMachines)
 }
 
-// DetachClaim takes a view from a claim; a view of another UID stays. When it was the last one, the claim starts nothing more, its works are
+// DetachClaim takes a view from a claim; a view of another UID or another Config.Origin stays. When it was the last one, the claim starts nothing more, its works are
 // cancelled by those that perform them, and what was done still counts: attached again, anywhere, the claim goes on with what
 // remains. remaining is how many works then still go on; call again to find out. It is idempotent.
 func (c *Connection) DetachClaim(ctx context.Context, v View, pool, key string) (remaining int64, err error) {
 	var r claimRecord
+	elsewhere := false
 	err = c.transact(ctx, "detach claim", func(ctx context.Context, tx *Tx) error {
+		elsewhere = false
 		r.queue(tx, pool, key, false)
+		tx.queueRows("ClaimViewElsewhere", sqlClaimViewElsewhere, []any{pool, key, v.Cluster, c.config.Origin}, func(pgx.Rows) error { elsewhere = true; return nil })
 		return tx.flush(ctx)
 	})
-	if mine := r.view(v.Cluster); err == nil && mine != nil && mine.UID == v.UID {
+	if mine := r.view(v.Cluster); err == nil && mine != nil && mine.UID == v.UID && !elsewhere {
 		err = c.transact(ctx, "detach claim", func(ctx context.Context, tx *Tx) error {
 			tx.queue("LockClaim", sqlLockClaim, pool, key)
 			tx.queue("DeleteClaimView", sqlDeleteClaimView, pool, key, v.Cluster, v.UID)

@@ -24,7 +24,7 @@ import (
 //
 // *ConflictError: it contradicts another machine; nothing was changed. *AtLimitError: the provider may have no further machine.
 func (c *Connection) RegisterMachine(ctx context.Context, v View, spec MachineSpec) (Registration, error) {
-	r := &registration{view: v, spec: spec, id: uuid.New(), takeover: c.manages(v)}
+	r := &registration{view: v, origin: c.config.Origin, spec: spec, id: uuid.New(), takeover: c.manages(v)}
 	fail := func(err error) (Registration, error) {
 		return Registration{}, fmt.Errorf("register machine %s/%s: %w", spec.Pool, spec.Name, err)
 	}
@@ -60,9 +60,10 @@ func (c *Connection) manages(v View) AuditEvent {
 
 // registration is one call of RegisterMachine.
 type registration struct {
-	view View
-	spec MachineSpec
-	id   uuid.UUID // for a machine that is new, the same in every attempt
+	view   View
+	origin string
+	spec   MachineSpec
+	id     uuid.UUID // for a machine that is new, the same in every attempt
 
 	takeover AuditEvent // of the role of the manager
 
@@ -86,6 +87,7 @@ type seenMachine struct {
 
 type seenView struct {
 	View
+	origin            string
 	manages, attached bool
 }
 
@@ -116,7 +118,7 @@ func (r *registration) look(ctx context.Context, tx *Tx) error {
 	})
 	tx.queueRows("ViewsOfIdentity", sqlViewsOfIdentity, identity, func(row pgx.Rows) error {
 		var v seenView
-		err := row.Scan(&v.Cluster, &v.Name, &v.UID, &v.manages, &v.attached)
+		err := row.Scan(&v.Cluster, &v.Name, &v.UID, &v.manages, &v.attached, &v.origin)
 		s.views = append(s.views, v)
 		return err
 	})
@@ -157,7 +159,9 @@ func (r *registration) decide() error {
 			manager = v
 		}
 		if !r.viewless() && v.Cluster == r.view.Cluster {
-			if mine = v; v.Name != r.view.Name {
+			// That of another API server, which this one has taken the place of, was of this object.
+			former := v.origin != "" && r.origin != "" && v.origin != r.origin
+			if mine = v; v.Name != r.view.Name && !former {
 				return &ConflictError{Kind: IdentityConflict, Other: fmt.Sprintf("object %s of this cluster, which has the same provider ID %s", v.Name, r.spec.ProviderID)}
 			}
 		} else if s.name != r.spec.Name {
@@ -315,16 +319,16 @@ func (r *registration) queueWrites(tx *Tx, id uuid.UUID) {
 		tx.audit(e)
 	}
 	if p.view {
-		tx.queue("SetMachineView", sqlSetMachineView, id, r.view.Cluster, r.spec.Pool, r.view.Name, r.view.UID, p.manages)
+		tx.queue("SetMachineView", sqlSetMachineView, id, r.view.Cluster, r.spec.Pool, r.view.Name, r.view.UID, p.manages, r.origin)
 	}
 }
 
-// DetachMachine takes a view from a machine, because its object is gone; a view of another UID stays. A machine that loses its last view is not
+// DetachMachine takes a view from a machine, because its object is gone; a view of another UID or another Config.Origin stays. A machine that loses its last view is not
 // retrievable any more, work that goes on on it ends as it would, and row and history stay: registered again, it is the same machine. It is
 // idempotent.
 func (c *Connection) DetachMachine(ctx context.Context, v View, machine uuid.UUID) error {
 	attached := false
-	err := c.read(ctx, "FindView", sqlFindView, []any{machine, v.Cluster, v.UID}, func() { attached = false }, func(pgx.Rows) error { attached = true; return nil })
+	err := c.read(ctx, "FindView", sqlFindView, []any{machine, v.Cluster, v.UID, c.config.Origin}, func() { attached = false }, func(pgx.Rows) error { attached = true; return nil })
 	if err == nil && attached {
 		err = c.transact(ctx, "detach machine", func(_ context.Context, tx *Tx) error {
 			tx.lockMachines(machine)

@@ -52,6 +52,7 @@ type providerView struct {
 	Cluster, UID             string
 	Manages                  bool
 	MaxMachines, Parallelism *int64
+	Origin                   string
 }
 
 // AttachProvider records what a view says of a provider's limits; of several views the smaller counts. It is idempotent and writes only
@@ -71,14 +72,14 @@ func (c *Connection) AttachProvider(ctx context.Context, v View, l ProviderLimit
 	if err != nil {
 		return fail(err)
 	}
-	wanted := providerView{Cluster: v.Cluster, UID: v.UID, Manages: true, MaxMachines: l.MaxMachines, Parallelism: l.Parallelism}
+	wanted := providerView{Cluster: v.Cluster, UID: v.UID, Manages: true, MaxMachines: l.MaxMachines, Parallelism: l.Parallelism, Origin: c.config.Origin}
 	if _, differs := wanted.among(views); !differs {
 		return nil
 	}
 	err = c.changeProvider(ctx, l.Pool, l.Provider, func(tx *Tx, views []providerView) []providerView {
 		next, _ := wanted.among(views)
 		mine := next[slices.IndexFunc(next, func(o providerView) bool { return o.Cluster == v.Cluster })]
-		tx.queue("SetProviderView", sqlSetProviderView, l.Pool, l.Provider, mine.Cluster, mine.UID, mine.Manages, mine.MaxMachines, mine.Parallelism)
+		tx.queue("SetProviderView", sqlSetProviderView, l.Pool, l.Provider, mine.Cluster, mine.UID, mine.Manages, mine.MaxMachines, mine.Parallelism, mine.Origin)
 		return next
 	})
 	return wrap("attach provider "+l.Pool+"/"+l.Provider, err)
@@ -107,10 +108,13 @@ func (w providerView) among(views []providerView) (next []providerView, differs 
 	return next, differs
 }
 
-// DetachProvider takes a view from a provider; a view of another UID stays. What its limits were does not count any more. It is idempotent.
+// DetachProvider takes a view from a provider; a view of another UID or another Config.Origin stays. What its limits were does not count any more. It is idempotent.
 func (c *Connection) DetachProvider(ctx context.Context, v View, pool, provider string) error {
 	views, err := c.providerViews(ctx, pool, provider)
-	mine := func(o providerView) bool { return o.Cluster == v.Cluster && o.UID == v.UID }
+	origin := c.config.Origin
+	mine := func(o providerView) bool {
+		return o.Cluster == v.Cluster && o.UID == v.UID && (origin == "" || o.Origin == "" || o.Origin == origin)
+	}
 	if err == nil && slices.ContainsFunc(views, mine) {
 		err = c.changeProvider(ctx, pool, provider, func(tx *Tx, views []providerView) []providerView {
 			tx.queue("DeleteProviderView", sqlDeleteProviderView, pool, provider, v.Cluster, v.UID)

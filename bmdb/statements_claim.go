@@ -25,9 +25,13 @@ FROM claims WHERE pool = $1 AND claim_key = $2`
 	sqlClaimViews = "SELECT cluster, name, uid, manages, suspended, runnable FROM claim_views WHERE pool = $1 AND claim_key = $2 ORDER BY cluster"
 
 	sqlSetClaimView = `
-INSERT INTO claim_views (pool, claim_key, cluster, name, uid, manages, suspended, runnable) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+INSERT INTO claim_views (pool, claim_key, cluster, name, uid, manages, suspended, runnable, origin) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 ON CONFLICT (pool, claim_key, cluster) DO UPDATE SET name = excluded.name, uid = excluded.uid, manages = excluded.manages,
-    suspended = excluded.suspended, runnable = excluded.runnable`
+    suspended = excluded.suspended, runnable = excluded.runnable, origin = excluded.origin`
+
+	// sqlClaimViewElsewhere finds a view whose object was in another API server than $4.
+	sqlClaimViewElsewhere = `
+SELECT 1 FROM claim_views WHERE pool = $1 AND claim_key = $2 AND cluster = $3 AND $4 <> '' AND origin NOT IN ('', $4)`
 
 	sqlDeleteClaimView = "DELETE FROM claim_views WHERE pool = $1 AND claim_key = $2 AND cluster = $3 AND uid = $4"
 

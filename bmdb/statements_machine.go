@@ -12,7 +12,7 @@ FROM machine_provided p JOIN machine_state m ON m.machine_id = p.machine_id LEFT
 WHERE p.pool = $1 AND p.provider = $2 AND p.provider_id = $3`
 
 	sqlViewsOfIdentity = `
-SELECT v.cluster, v.name, v.uid, v.manages, v.attached
+SELECT v.cluster, v.name, v.uid, v.manages, v.attached, v.origin
 FROM machine_provided p JOIN machine_views v ON v.machine_id = p.machine_id
 WHERE p.pool = $1 AND p.provider = $2 AND p.provider_id = $3 ORDER BY v.cluster`
 
@@ -61,15 +61,16 @@ FROM (SELECT unnest($2::text[]) AS key, unnest($3::text[]) AS value) x ORDER BY 
 ON CONFLICT (machine_id, key) DO UPDATE SET value = excluded.value WHERE machine_labels.value <> excluded.value`
 
 	sqlSetMachineView = `
-INSERT INTO machine_views (machine_id, cluster, pool, name, uid, manages, attached, changed_at) VALUES ($1, $2, $3, $4, $5, $6, true, clock_timestamp())
+INSERT INTO machine_views (machine_id, cluster, pool, name, uid, manages, attached, changed_at, origin)
+VALUES ($1, $2, $3, $4, $5, $6, true, clock_timestamp(), $7)
 ON CONFLICT (machine_id, cluster) DO UPDATE SET pool = excluded.pool, name = excluded.name, uid = excluded.uid, manages = excluded.manages,
-    attached = true, changed_at = excluded.changed_at`
+    attached = true, changed_at = excluded.changed_at, origin = excluded.origin`
 
 	sqlDetachGoneViews = `
 UPDATE machine_views SET attached = false, manages = false, changed_at = clock_timestamp()
 WHERE machine_id = ANY($1) AND cluster = $2 AND name = $3 AND uid <> $4 AND attached`
 
-	sqlFindView   = "SELECT machine_id FROM machine_views WHERE machine_id = $1 AND cluster = $2 AND uid = $3 AND attached"
+	sqlFindView   = "SELECT machine_id FROM machine_views WHERE machine_id = $1 AND cluster = $2 AND uid = $3 AND attached AND ($4 = '' OR origin IN ('', $4))"
 	sqlDetachView = `
 UPDATE machine_views SET attached = false, manages = false, changed_at = clock_timestamp()
 WHERE machine_id = $1 AND cluster = $2 AND uid = $3 AND attached`

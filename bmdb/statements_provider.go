@@ -5,12 +5,12 @@ package bmdb
 
 // Providers and their limits.
 const (
-	sqlProviderViews = "SELECT cluster, uid, manages, max_machines, parallelism FROM provider_views WHERE pool = $1 AND provider = $2 ORDER BY cluster"
+	sqlProviderViews = "SELECT cluster, uid, manages, max_machines, parallelism, origin FROM provider_views WHERE pool = $1 AND provider = $2 ORDER BY cluster"
 
 	sqlSetProviderView = `
-INSERT INTO provider_views (pool, provider, cluster, uid, manages, max_machines, parallelism) VALUES ($1, $2, $3, $4, $5, $6, $7)
+INSERT INTO provider_views (pool, provider, cluster, uid, manages, max_machines, parallelism, origin) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 ON CONFLICT (pool, provider, cluster) DO UPDATE SET uid = excluded.uid, manages = excluded.manages, max_machines = excluded.max_machines,
-    parallelism = excluded.parallelism`
+    parallelism = excluded.parallelism, origin = excluded.origin`
 
 	sqlDeleteProviderView = "DELETE FROM provider_views WHERE pool = $1 AND provider = $2 AND cluster = $3 AND uid = $4"
 

@@ -95,6 +95,7 @@ type labOptions struct {
 	allowSimulated bool
 	interval       time.Duration
 	stagger        time.Duration
+	origin         string // of the API server that the reconcilers believe to speak to; empty: they do not ask
 }
 
 func newLab(t *testing.T, o labOptions) *lab {
@@ -141,7 +142,7 @@ func newLab(t *testing.T, o labOptions) *lab {
 	config := controllers.Config{
 		Cluster: o.cluster, Database: l.conn.Identity().ID, Pod: o.pod, Namespaces: o.namespaces, StatusInterval: o.interval, Stagger: o.stagger, Concurrency: 1,
 	}
-	kube := controllers.Kube{Client: l.client, Live: direct, Events: l.events, Clock: l.clock}
+	kube := controllers.Kube{Client: l.client, Live: controllers.NewLive(direct, o.origin), Events: l.events, Clock: l.clock}
 	opener := drivers.NewOpener(l.client, direct, drivers.NewRegistry(ssh.AgentFiles(t.TempDir()), o.allowSimulated))
 	l.objects = controllers.NewObjects(config, kube, l.conn)
 	l.machines = controllers.NewMachineReconciler(config, kube, l.conn, l.shown, l.objects)

@@ -35,6 +35,8 @@ type Config struct {
 	HealthAddress        string
 	Kubeconfig           string
 	PodName              string
+
+	origin string // which API server this is; empty: not known
 }
 
 func (c *Config) requireDatabase() error {

@@ -11,8 +11,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
@@ -68,10 +67,8 @@ func operate(ctx context.Context, c Config, slogger *slog.Logger, log logr.Logge
 	if err != nil {
 		return err
 	}
-	if c.ClusterID == "" {
-		if c.ClusterID, err = clusterUID(ctx, config, scheme); err != nil {
-			return err
-		}
+	if err := findOrigin(ctx, &c, config, scheme, log); err != nil {
+		return err
 	}
 	observer, err := metrics.New(ctrlmetrics.Registry)
 	if err != nil {
@@ -107,7 +104,7 @@ func assemble(ctx context.Context, c *Config, m manager.Manager, conn *bmdb.Conn
 		Cluster: c.ClusterID, Database: database, Pod: c.PodName, Namespaces: c.Namespaces, StatusInterval: c.StatusInterval, Concurrency: c.Reconciles,
 		Stagger: stagger,
 	}
-	kube := controllers.Kube{Client: m.GetClient(), Live: m.GetAPIReader(), Events: m.GetEventRecorder("bmdb-operator"), Clock: clock.RealClock{}}
+	kube := controllers.Kube{Client: m.GetClient(), Live: controllers.NewLive(m.GetAPIReader(), c.origin), Events: m.GetEventRecorder("bmdb-operator"), Clock: clock.RealClock{}}
 	opener := drivers.NewOpener(m.GetClient(), m.GetAPIReader(), drivers.NewRegistry(ssh.AgentFiles(c.AgentDir), c.AllowSimulated))
 	processes := process.Builtin()
 	objects := controllers.NewObjects(config, kube, conn)
@@ -189,7 +186,7 @@ func (s sink) Everything(ctx context.Context) error { return s.objects.Everythin
 
 func (c *Config) open(log *slog.Logger, observer bmdb.Observer) (*bmdb.Connection, error) {
 	db := bmdb.BMDB{Config: bmdb.Config{
-		DatabaseURL: c.DatabaseURL, ComponentName: "bmdb-operator", RuntimeInfo: c.PodName, Cluster: c.ClusterID, ClaimsOnly: true, Pools: c.Namespaces, Lease: c.Lease,
+		DatabaseURL: c.DatabaseURL, ComponentName: "bmdb-operator", RuntimeInfo: c.PodName, Cluster: c.ClusterID, Origin: c.origin, ClaimsOnly: true, Pools: c.Namespaces, Lease: c.Lease,
 		MaxConnections: c.DatabaseConnections, Logger: log, Observer: observer,
 	}}
 	return db.Open(false)
@@ -223,19 +220,27 @@ func newScheme() (*runtime.Scheme, error) {
 	return scheme, nil
 }
 
-// +kubebuilder:rbac:groups="",resources=namespaces,resourceNames=kube-system,verbs=get
-
-// clusterUID is what tells a cluster from others: the UID of a namespace that each has.
-func clusterUID(ctx context.Context, config *rest.Config, scheme *runtime.Scheme) (string, error) {
-	c, err := client.New(config, client.Options{Scheme: scheme})
+// findOrigin finds out which API server this is, which is the cluster's ID where none is given. Where one is given the right to ask may be
+// missing; then it is empty.
+func findOrigin(ctx context.Context, c *Config, config *rest.Config, scheme *runtime.Scheme, log logr.Logger) error {
+	reader, err := client.New(config, client.Options{Scheme: scheme})
 	if err != nil {
-		return "", fmt.Errorf("find this cluster's ID: %w", err)
+		return fmt.Errorf("find this cluster's ID: %w", err)
 	}
-	var namespace corev1.Namespace
-	if err := c.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem}, &namespace); err != nil {
-		return "", fmt.Errorf("find this cluster's ID, which --cluster-id can name: %w", err)
+	c.origin, err = controllers.OriginOf(ctx, reader)
+	switch {
+	case err == nil:
+	case c.ClusterID == "":
+		return fmt.Errorf("find this cluster's ID, which --cluster-id can name: %w", err)
+	case apierrors.IsForbidden(err):
+		log.Info("cannot tell this API server from others, so that an empty one with the same --cluster-id ends views", "error", err.Error())
+	default:
+		return fmt.Errorf("find out which API server this is: %w", err)
 	}
-	return string(namespace.UID), nil
+	if c.ClusterID == "" {
+		c.ClusterID = c.origin
+	}
+	return nil
 }
 
 func (c *Config) newManager(config *rest.Config, scheme *runtime.Scheme) (manager.Manager, error) {

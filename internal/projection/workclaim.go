@@ -136,7 +136,7 @@ func completeMessage(c *bmdb.ClaimSnapshot) string {
 	if c.Skipped > 0 {
 		text = fmt.Sprintf("%s done, %d of them because they did not need it.", machines(c.Succeeded+c.Skipped), c.Skipped)
 	}
-	return text
+	return text + " To do it again use another name or key."
 }
 
 // claimEnds are the conditions Finished, Complete and Failed.

@@ -108,17 +108,25 @@ func TestTwoClusters(t *testing.T) {
 	third.verifyRestored(outcomes, history, second.uids())
 }
 
-// TestDeletedWhileAway deletes objects while no operator runs: the next one finds their views.
+// TestDeletedWhileAway deletes objects while no operator runs: the next one finds their views. It compares all objects again and again then, and writes
+// nothing.
 func TestDeletedWhileAway(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, labOptions{})
-	o := l.start("operator-a", "--lease", "3s")
+	o := l.start("operator-a", "--lease", "3s", "--resync-interval", "1s")
 	keyed := l.claim("c", "m-000")
 	keyed.Spec.Key = "not-its-name"
 	l.create(l.simulated("lab", v1alpha1.SimulatedProvider{}))
 	l.createFleet("lab", "m-000", "m-001")
 	l.create(keyed)
 	l.awaitClaim("c", v1alpha1.ReasonComplete)
+	l.eventually(patience, "the claim's object is free", func(ctx context.Context) error {
+		c, err := l.readClaim(ctx, "c")
+		if err == nil && len(c.Finalizers) > 0 {
+			err = fmt.Errorf("it has %v", c.Finalizers)
+		}
+		return err
+	})
 	o.terminate()
 	l.remove(keyed, l.machine("m-001", "lab"), l.simulated("lab", v1alpha1.SimulatedProvider{}))
 	l.awaitGone(keyed, l.machine("m-001", "lab"), l.simulated("lab", v1alpha1.SimulatedProvider{}))
@@ -126,6 +134,21 @@ func TestDeletedWhileAway(t *testing.T) {
 	l.awaitCount("no object of the claim is known", 0, "SELECT count(*) FROM claim_views")
 	l.awaitCount("no object of the provider is known", 0, "SELECT count(*) FROM provider_views")
 	l.awaitCount("one object of a machine is known", 1, "SELECT count(*) FROM machine_views WHERE attached")
+	m, err := l.readMachine(t.Context(), "m-000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := l.count("SELECT sum(rev) FROM machine_state")
+	l.always(5*time.Second, "a resync writes nothing", func(ctx context.Context) error {
+		now, err := l.readMachine(ctx, "m-000")
+		if err == nil && now.ResourceVersion != m.ResourceVersion {
+			err = fmt.Errorf("the object was written: %s, before %s", now.ResourceVersion, m.ResourceVersion)
+		}
+		return err
+	})
+	if now := l.count("SELECT sum(rev) FROM machine_state"); now != rows {
+		t.Errorf("rows were written: revisions %d, before %d", now, rows)
+	}
 }
 
 func newPlane(t *testing.T) *devenv.ControlPlane {

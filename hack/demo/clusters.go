@@ -264,7 +264,7 @@ func (p *pair) judge(ctx context.Context) (outcome string, err error) {
 	if err != nil {
 		return "", err
 	}
-	l.print("(one's pods were killed; a Lost work was taken over by two's)")
+	l.print("one's pods were killed", "two's")
 	events, err := p.db.AuditOf(ctx, pool, bmdb.KindClaim, claim, 10)
 	if err != nil {
 		return "", err

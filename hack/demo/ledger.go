@@ -15,7 +15,8 @@ import (
 // ledger is what the database knows of all that was done.
 type ledger struct {
 	histories map[string][]model.WorkHistory // by the machine's name
-	lost      string                         // a machine whose work was lost, or the first
+	shown     string                         // a machine whose work was lost, or the first
+	lost      bool                           // a work was: else all had ended when their operator was killed
 }
 
 func (e *environment) openDatabase() (*bmdb.Connection, error) {
@@ -43,8 +44,8 @@ func readLedger(ctx context.Context, db *bmdb.Connection, n int) (*ledger, error
 		if events[model.WorkHistoryEventFinished] != 1 {
 			return nil, fmt.Errorf("machine %s has %d Finished in its history, want exactly 1", name, events[model.WorkHistoryEventFinished])
 		}
-		if l.lost == "" || events[model.WorkHistoryEventLost] > 0 {
-			l.lost = name
+		if lost := events[model.WorkHistoryEventLost] > 0; l.shown == "" || lost {
+			l.shown, l.lost = name, l.lost || lost
 		}
 	}
 	return l, nil
@@ -53,10 +54,14 @@ func readLedger(ctx context.Context, db *bmdb.Connection, n int) (*ledger, error
 func machineName(i int) string { return fmt.Sprintf("m%d", i+1) }
 
 // print prints the history of a machine whose work was taken over.
-func (l *ledger) print(note string) {
-	fmt.Printf("The history of machine %s, from the database %s:\n\n", l.lost, note)
+func (l *ledger) print(killed, by string) {
+	note := fmt.Sprintf("(%s; a Lost work was taken over by %s)", killed, by)
+	if !l.lost {
+		note = fmt.Sprintf("(%s, between two steps: no work was lost)", killed)
+	}
+	fmt.Printf("The history of machine %s, from the database %s:\n\n", l.shown, note)
 	fmt.Printf("  %-12s %-12s %-10s %-9s %s\n", "TIME", "PROCESS", "EVENT", "FENCE", "BY")
-	for _, h := range l.histories[l.lost] {
+	for _, h := range l.histories[l.shown] {
 		fmt.Printf("  %-12s %-12s %-10s %-9d %s\n", h.Timestamp.Format("15:04:05.000"), h.Process, h.Event, h.Fence, h.Actor)
 	}
 }

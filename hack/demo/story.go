@@ -88,7 +88,7 @@ func (c *cluster) tell(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.print(fmt.Sprintf("(%s was killed; a Lost work was taken over by the other operator)", victim))
+	l.print(victim+" was killed", "the other operator")
 	return nil
 }
 

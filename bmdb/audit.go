@@ -22,6 +22,7 @@ const (
 	AuditOwnerAccepted   = "OwnerAccepted"   // by a person
 	AuditOwnerReplaced   = "OwnerReplaced"   // by a work, as a person allowed
 	AuditAcknowledged    = "Acknowledged"    // the database, by a person
+	AuditWithdrawn       = "Withdrawn"       // what objects of a cluster said against the database, by a person
 )
 
 // KindHold is the kind of a hold in the audit log.

@@ -252,3 +252,19 @@ func (c *Connection) DetachClaim(ctx context.Context, v View, pool, key string) 
 	}
 	return r.active, nil
 }
+
+// SuspendClaim suspends a claim by a view that is attached, and brings nothing else of the view's spec: for when the database is in doubt, so that what a
+// person does not want is stopped before the database is acknowledged. It is idempotent; without the view it does nothing.
+func (c *Connection) SuspendClaim(ctx context.Context, v View, pool, key string) error {
+	err := c.transact(ctx, "suspend claim", func(ctx context.Context, tx *Tx) error {
+		changes := false
+		tx.queue("LockClaim", sqlLockClaim, pool, key)
+		tx.queueRows("SuspendView", sqlSuspendView, []any{pool, key, v.Cluster, v.UID}, func(pgx.Rows) error { changes = true; return nil })
+		if err := tx.flush(ctx); err != nil || !changes {
+			return err
+		}
+		tx.queue("SuspendClaim", sqlSuspendClaim, pool, key)
+		return nil
+	})
+	return wrap("suspend claim "+pool+"/"+key, err)
+}

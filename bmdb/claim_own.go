@@ -39,6 +39,11 @@ func (r *claimRow) scan(row pgx.Rows, more ...any) error {
 	return s.setColumns(selection, parameters)
 }
 
+// doubtful tells that something speaks against the database in a way that holds the claim back.
+func (r *claimRow) doubtful() bool {
+	return r.obstacle == DatabaseChanged || r.obstacle == DatabaseRewound
+}
+
 // show brings what the owner sees of the claim up to date.
 func (o *OwnedClaim) show(r *claimRow) {
 	o.Epoch, o.Spec, o.Reason = r.epoch, r.spec, r.reason

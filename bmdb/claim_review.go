@@ -61,7 +61,7 @@ func (s *Session) reviewClaim(ctx context.Context, claim *OwnedClaim) (Outlook, 
 		return Outlook{State: r.state, Reason: r.reason, Message: r.message}, nil
 	}
 	// A machine that was quarantined while attempts were added.
-	if r.failed > 0 {
+	if r.failed > 0 && !r.doubtful() {
 		released := false
 		err := s.conn.transact(ctx, "review claim", func(_ context.Context, tx *Tx) error {
 			released = false
@@ -82,7 +82,9 @@ func (s *Session) reviewClaim(ctx context.Context, claim *OwnedClaim) (Outlook, 
 			return Outlook{}, err
 		}
 		claim.counted, claim.costs = began, now().sub(began)
-		if n, err := s.skipNames(ctx, claim, c); err != nil {
+		if r.doubtful() {
+			// What it knows of the machines may be out of date.
+		} else if n, err := s.skipNames(ctx, claim, c); err != nil {
 			return Outlook{}, err
 		} else if n > 0 {
 			return s.reviewClaim(ctx, claim)

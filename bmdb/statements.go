@@ -46,8 +46,8 @@ VALUES ('', $1, $2, $3, $4, $5, $6, $7, $8, $9, 1, CASE WHEN $9 THEN 1 ELSE 0 EN
 ON CONFLICT (pool, process) DO UPDATE SET slot = excluded.slot, requires = excluded.requires, forbids = excluded.forbids, sets = excluded.sets,
     clears = excluded.clears, destructive = excluded.destructive, convergent = excluded.convergent, indexed = excluded.indexed,
     generation = processes.generation + 1, fill_pass = 1, fill_cursor = NULL, fill_not_before = NULL
-WHERE (processes.slot, processes.requires, processes.forbids, processes.sets, processes.clears, processes.indexed)
-   IS DISTINCT FROM (excluded.slot, excluded.requires, excluded.forbids, excluded.sets, excluded.clears, excluded.indexed)`
+WHERE (processes.slot, processes.requires, processes.forbids, processes.sets, processes.clears, processes.destructive, processes.convergent, processes.indexed)
+   IS DISTINCT FROM (excluded.slot, excluded.requires, excluded.forbids, excluded.sets, excluded.clears, excluded.destructive, excluded.convergent, excluded.indexed)`
 )
 
 // Machines: the mutex and the recompute.

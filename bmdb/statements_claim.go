@@ -59,6 +59,10 @@ RETURNING rev`
 UPDATE claims SET state = CASE WHEN state = 'Running' THEN 'Detached' ELSE state END, owner_session = NULL, owner_epoch = owner_epoch + 1, rev = rev + 1
 WHERE pool = $1 AND claim_key = $2`
 
+	// sqlSuspendView suspends by one view, and never the other way.
+	sqlSuspendView  = "UPDATE claim_views SET suspended = true WHERE pool = $1 AND claim_key = $2 AND cluster = $3 AND uid = $4 AND NOT suspended RETURNING cluster"
+	sqlSuspendClaim = "UPDATE claims SET suspended = true, rev = rev + 1 WHERE pool = $1 AND claim_key = $2"
+
 	sqlClaimViewsChanged = "UPDATE claims SET suspended = $3, rev = rev + 1 WHERE pool = $1 AND claim_key = $2"
 )
 
@@ -134,7 +138,7 @@ RETURNING rev`
 SELECT c.pool, c.claim_key, c.owner_epoch, c.rev, c.active_deadline_seconds, c.succeeded + c.skipped
 FROM claims c LEFT JOIN sessions s ON s.session_id = c.owner_session
 WHERE c.state = 'Running' AND c.deadline_at <= clock_timestamp() AND c.active = 0
-  AND NOT EXISTS (SELECT 1 FROM database_alarms a WHERE a.pool = c.pool AND a.kind = 'claim' AND a.id = c.claim_key)
+  AND NOT EXISTS (SELECT 1 FROM database_alarms a WHERE a.pool = c.pool)
   AND (c.owner_session IS NULL OR s.session_id IS NULL OR s.session_ended_at IS NOT NULL)
 ORDER BY c.deadline_at LIMIT $1`
 

@@ -119,11 +119,11 @@ WHERE pool = $1 AND process = $2`
 
 // What speaks against the database.
 const (
-	sqlAcknowledged = "SELECT database_id FROM database_acknowledgements"
+	sqlAcknowledged = "SELECT database_id, incarnation FROM database_acknowledgements"
 
-	sqlRevsOfMachines  = "SELECT '', m.machine_id::text, m.rev FROM machine_state m WHERE m.machine_id = ANY($1)"
-	sqlRevsOfClaims    = "SELECT c.pool, c.claim_key, c.rev FROM claims c JOIN (SELECT unnest($1::text[]) AS pool, unnest($2::text[]) AS id) x ON c.pool = x.pool AND c.claim_key = x.id"
-	sqlRevsOfProviders = "SELECT p.pool, p.provider, p.rev FROM providers p JOIN (SELECT unnest($1::text[]) AS pool, unnest($2::text[]) AS id) x ON p.pool = x.pool AND p.provider = x.id"
+	sqlRevsOfMachines  = "SELECT '', m.machine_id::text, m.rev, false FROM machine_state m WHERE m.machine_id = ANY($1)"
+	sqlRevsOfClaims    = "SELECT c.pool, c.claim_key, c.rev, c.state IN ('Complete', 'Failed') FROM claims c JOIN (SELECT unnest($1::text[]) AS pool, unnest($2::text[]) AS id) x ON c.pool = x.pool AND c.claim_key = x.id"
+	sqlRevsOfProviders = "SELECT p.pool, p.provider, p.rev, false FROM providers p JOIN (SELECT unnest($1::text[]) AS pool, unnest($2::text[]) AS id) x ON p.pool = x.pool AND p.provider = x.id"
 
 	// sqlRaiseAlarms records alarms of the incarnation $8, which it locks: one that was acknowledged meanwhile has none.
 	sqlRaiseAlarms = `
@@ -140,10 +140,20 @@ SELECT pool, kind, id, cluster, reason, database_id, revision, noticed_at FROM d
 
 	sqlNextIncarnation      = "UPDATE database_identity SET incarnation = incarnation + 1 WHERE singleton = 1"
 	sqlAcknowledgeDatabases = `
-INSERT INTO database_acknowledgements (database_id, acknowledged_at, actor)
-SELECT DISTINCT a.database_id, clock_timestamp(), $1::text FROM database_alarms a WHERE a.reason = 'DatabaseChanged' ORDER BY 1
-ON CONFLICT (database_id) DO NOTHING`
+INSERT INTO database_acknowledgements (database_id, incarnation, acknowledged_at, actor)
+SELECT a.database_id, max(a.revision >> 40) + 1, clock_timestamp(), $1::text FROM database_alarms a WHERE a.reason = 'DatabaseChanged'
+GROUP BY a.database_id ORDER BY 1
+ON CONFLICT (database_id) DO UPDATE SET incarnation = excluded.incarnation, acknowledged_at = excluded.acknowledged_at, actor = excluded.actor
+WHERE database_acknowledgements.incarnation < excluded.incarnation`
 	sqlEndAlarms = "DELETE FROM database_alarms WHERE true RETURNING kind"
+
+	// sqlWithdrawAlarms ends the alarms of one cluster, whose objects were held against the wrong database.
+	sqlWithdrawAlarms = "DELETE FROM database_alarms WHERE cluster = $1 RETURNING kind"
+
+	// sqlKnownAlarms are those of objects, which need not be recorded again.
+	sqlKnownAlarms = `
+SELECT a.kind, a.pool, a.id, a.cluster FROM database_alarms a
+JOIN (SELECT unnest($1::text[]) AS pool, unnest($2::text[]) AS id) x ON x.pool = a.pool AND x.id = a.id`
 )
 
 // Managing roles.

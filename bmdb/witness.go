@@ -60,6 +60,8 @@ type Testimony struct {
 	// Database and Revision are what it was last shown. uuid.Nil: nothing; it witnesses nothing.
 	Database uuid.UUID
 	Revision int64
+	// Final tells that it was shown the end of a claim, which no later revision takes back.
+	Final bool
 }
 
 // Alarm is a testimony against the database.
@@ -96,24 +98,38 @@ type hearing struct {
 	testimonies  []Testimony
 	id           uuid.UUID
 	incarnation  int64
-	acknowledged map[uuid.UUID]bool
-	revs         map[thingID]int64
+	acknowledged map[uuid.UUID]int64 // the last incarnation
+	rows         map[thingID]heardRow
+	known        map[heardAlarm]bool
 }
 
 type thingID struct{ kind, pool, id string }
 
+type heardRow struct {
+	rev  int64
+	over bool
+}
+
+type heardAlarm struct {
+	thingID
+	cluster string
+}
+
 func (h *hearing) read(_ context.Context, tx *Tx) error {
-	h.acknowledged, h.revs = map[uuid.UUID]bool{}, map[thingID]int64{}
+	h.acknowledged, h.rows, h.known = map[uuid.UUID]int64{}, map[thingID]heardRow{}, map[heardAlarm]bool{}
 	tx.queueIdentity(func(id uuid.UUID, incarnation int64) { h.id, h.incarnation = id, incarnation })
 	tx.queueRows("Acknowledged", sqlAcknowledged, nil, func(row pgx.Rows) error {
 		var id uuid.UUID
-		err := row.Scan(&id)
-		h.acknowledged[id] = true
+		var incarnation int64
+		err := row.Scan(&id, &incarnation)
+		h.acknowledged[id] = incarnation
 		return err
 	})
 	var machines []uuid.UUID
+	var allPools, allIDs []string
 	pools, ids := map[string][]string{}, map[string][]string{}
 	for _, t := range h.testimonies {
+		allPools, allIDs = append(allPools, t.Pool), append(allIDs, t.ID)
 		if t.Kind != KindMachine {
 			pools[t.Kind], ids[t.Kind] = append(pools[t.Kind], t.Pool), append(ids[t.Kind], t.ID)
 		} else if id, err := uuid.Parse(t.ID); err == nil {
@@ -121,22 +137,28 @@ func (h *hearing) read(_ context.Context, tx *Tx) error {
 		}
 	}
 	if len(machines) > 0 {
-		tx.queueRows("RevsOfMachines", sqlRevsOfMachines, []any{machines}, h.rev(KindMachine))
+		tx.queueRows("RevsOfMachines", sqlRevsOfMachines, []any{machines}, h.row(KindMachine))
 	}
 	for kind, sql := range map[string]string{KindClaim: sqlRevsOfClaims, KindProvider: sqlRevsOfProviders} {
 		if len(ids[kind]) > 0 {
-			tx.queueRows("RevsOf", sql, []any{pools[kind], ids[kind]}, h.rev(kind))
+			tx.queueRows("RevsOf", sql, []any{pools[kind], ids[kind]}, h.row(kind))
 		}
 	}
+	tx.queueRows("KnownAlarms", sqlKnownAlarms, []any{allPools, allIDs}, func(row pgx.Rows) error {
+		var a heardAlarm
+		err := row.Scan(&a.kind, &a.pool, &a.id, &a.cluster)
+		h.known[a] = true
+		return err
+	})
 	return nil
 }
 
-func (h *hearing) rev(kind string) func(row pgx.Rows) error {
+func (h *hearing) row(kind string) func(row pgx.Rows) error {
 	return func(row pgx.Rows) error {
 		var pool, id string
-		var rev int64
-		err := row.Scan(&pool, &id, &rev)
-		h.revs[thingID{kind, pool, id}] = rev
+		var r heardRow
+		err := row.Scan(&pool, &id, &r.rev, &r.over)
+		h.rows[thingID{kind, pool, id}] = r
 		return err
 	}
 }
@@ -147,19 +169,23 @@ func (h *hearing) judge() (alarms []Alarm) {
 		if t.Kind == KindMachine {
 			pool = "" // its ID is enough
 		}
+		row, incarnation := h.rows[thingID{t.Kind, pool, t.ID}], t.Revision>>incarnationShift+1
 		switch {
-		case t.Database == uuid.Nil, h.acknowledged[t.Database]:
-		case t.Database != h.id:
+		case t.Database == uuid.Nil:
+		case t.Database != h.id && incarnation > h.acknowledged[t.Database]:
 			alarms = append(alarms, Alarm{Testimony: t, Reason: DatabaseChanged})
-		case t.ID != "" && t.Revision > revisionIn(h.incarnation, h.revs[thingID{t.Kind, pool, t.ID}]):
+		case t.Database != h.id || t.ID == "":
+		case t.Revision > revisionIn(h.incarnation, row.rev), t.Final && !row.over && incarnation == h.incarnation:
 			alarms = append(alarms, Alarm{Testimony: t, Reason: DatabaseRewound})
 		}
 	}
 	return alarms
 }
 
-// raise records alarms, unless the database was acknowledged since they were found.
-func (h *hearing) raise(ctx context.Context, alarms []Alarm) error {
+// raise records alarms that are not recorded yet, unless the database was acknowledged since they were found. It locks what an acknowledgement
+// writes, and so must not do it again and again.
+func (h *hearing) raise(ctx context.Context, found []Alarm) error {
+	alarms := slices.DeleteFunc(slices.Clone(found), func(a Alarm) bool { return h.known[heardAlarm{thingID{a.Kind, a.Pool, a.ID}, a.Cluster}] })
 	if len(alarms) == 0 {
 		return nil
 	}
@@ -203,4 +229,20 @@ func (c *Connection) AcknowledgeDatabase(ctx context.Context, actor, cause strin
 		return nil
 	})
 	return ended, wrap("acknowledge database", err)
+}
+
+// WithdrawAlarms ends the alarms of one cluster, whose objects were held against this database by mistake: nothing of it is acknowledged. Objects
+// that still speak against it raise theirs again. It is audited, and returns how many alarms that ended.
+func (c *Connection) WithdrawAlarms(ctx context.Context, cluster, actor, cause string) (ended int, err error) {
+	event := AuditEvent{ID: uuid.New(), Kind: KindDatabase, Name: c.identity.ID.String(), Event: AuditWithdrawn, Actor: actor, Cluster: cluster, Cause: cause}
+	err = c.transact(ctx, "withdraw alarms", func(ctx context.Context, tx *Tx) error {
+		ended = 0
+		tx.queueRows("WithdrawAlarms", sqlWithdrawAlarms, []any{cluster}, func(pgx.Rows) error { ended++; return nil })
+		if err := tx.flush(ctx); err != nil || ended == 0 {
+			return err
+		}
+		tx.audit(event)
+		return nil
+	})
+	return ended, wrap("withdraw alarms of cluster "+cluster, err)
 }

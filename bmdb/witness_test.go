@@ -69,6 +69,7 @@ func TestObjectsWitnessAgainstTheDatabase(t *testing.T) {
 		{"machine as it is", of(bmdb.KindMachine, m.String(), here, machine), ""},
 		{"machine of the future", of(bmdb.KindMachine, m.String(), here, machine+1), bmdb.DatabaseRewound},
 		{"machine that is not there", of(bmdb.KindMachine, uuid.NewString(), here, 1), bmdb.DatabaseRewound},
+		{"claim whose end was shown", func() bmdb.Testimony { c := of(bmdb.KindClaim, "c", here, claim); c.Final = true; return c }(), bmdb.DatabaseRewound},
 		{"machine of another database", of(bmdb.KindMachine, uuid.NewString(), other, 7), bmdb.DatabaseChanged},
 		{"claim as it is", of(bmdb.KindClaim, "c", here, claim), ""},
 		{"claim of the past", of(bmdb.KindClaim, "c", here, claim-1), ""},
@@ -94,8 +95,8 @@ func TestObjectsWitnessAgainstTheDatabase(t *testing.T) {
 		t.Errorf("alarms: %+v, %v", list, err)
 	}
 	// One object has one alarm, however often it is heard.
-	if len(list) != raised-1 {
-		t.Errorf("%d alarms are recorded of %d that were raised, two of them of one object", len(list), raised)
+	if len(list) != raised-2 {
+		t.Errorf("%d alarms are recorded of %d that were raised, three of them of one object", len(list), raised)
 	}
 	if n := acknowledge(t, l.conn); n != len(list) {
 		t.Errorf("%d alarms ended of %d", n, len(list))
@@ -105,6 +106,19 @@ func TestObjectsWitnessAgainstTheDatabase(t *testing.T) {
 			t.Errorf("%s: %s after it was acknowledged", s.name, alarms[0].Reason)
 		}
 	}
+	// The other database went on meanwhile: somebody acknowledged it in its turn.
+	if alarms := hear(t, l.conn, of(bmdb.KindClaim, "c", other, 1<<40+1)); len(alarms) != 1 {
+		t.Errorf("alarms of an incarnation that was not acknowledged: %+v", alarms)
+	}
+	if n, err := l.conn.WithdrawAlarms(t.Context(), "b", "somebody", "wrong URL"); n != 0 || err != nil {
+		t.Errorf("%d alarms of a cluster that has none were withdrawn, %v", n, err)
+	}
+	if n, err := l.conn.WithdrawAlarms(t.Context(), "a", "somebody", "wrong URL"); n != 1 || err != nil {
+		t.Errorf("%d alarms were withdrawn, %v", n, err)
+	}
+	if alarms := hear(t, l.conn, of(bmdb.KindClaim, "c", other, 1<<40+1)); len(alarms) != 1 {
+		t.Errorf("alarms after they were withdrawn: %+v", alarms)
+	}
 	after, _, _ := standing()
 	if after <= machine+1 {
 		t.Errorf("a machine's revision is %d after a rewind from above %d was acknowledged", after, machine)
@@ -113,7 +127,7 @@ func TestObjectsWitnessAgainstTheDatabase(t *testing.T) {
 		t.Errorf("alarms of what was not acknowledged: %+v", alarms)
 	}
 	events, err := l.conn.AuditOf(t.Context(), "", bmdb.KindDatabase, here.String(), 10)
-	if err != nil || len(events) != 1 || events[0].Actor != "somebody" || events[0].Cause != "restored on purpose" {
+	if err != nil || len(events) != 2 || events[1].Actor != "somebody" || events[1].Cause != "restored on purpose" || events[0].Event != bmdb.AuditWithdrawn {
 		t.Errorf("audit: %+v, %v", events, err)
 	}
 }

@@ -92,7 +92,7 @@ func (r *MachineReconciler) doubt(ctx context.Context, s *machineScope) (err err
 	if s.snapshot != nil {
 		row = s.snapshot.Standing
 	}
-	s.doubts, err = r.config.doubt(ctx, r.store, s.machine, row)
+	s.doubts, err = r.config.doubt(ctx, r.store, s.machine, row, false)
 	return err
 }
 
@@ -167,7 +167,7 @@ func (r *MachineReconciler) show(ctx context.Context, s *machineScope) (ctrl.Res
 		r.announce(s.machine, projection.ReadyOf(old.Conditions), projection.ReadyOf(status.Conditions))
 	}
 	if wait == 0 && s.doubts != nil {
-		return ctrl.Result{RequeueAfter: jitter(conflictRetry)}, nil
+		return ctrl.Result{RequeueAfter: jitter(doubtRetry)}, nil
 	}
 	if wait == 0 && s.snapshot != nil {
 		r.shown.Shown(bmdb.Pending{Kind: bmdb.KindMachine, Pool: s.machine.Namespace, ID: s.snapshot.MachineID.String(), Rev: s.snapshot.Rev})

@@ -105,7 +105,7 @@ func (r *ProviderConfigReconciler) doubt(ctx context.Context, config *v1alpha1.P
 	if err != nil {
 		return nil, err
 	}
-	return r.config.doubt(ctx, r.store, config, state.Standing)
+	return r.config.doubt(ctx, r.store, config, state.Standing, false)
 }
 
 // bring brings the limits to the database, and reads what it knows. refusal is why the provider cannot be used.
@@ -137,7 +137,7 @@ func (r *ProviderConfigReconciler) show(ctx context.Context, config *v1alpha1.Pr
 		r.announce(config, projection.ReadyOf(config.Status.Conditions), projection.ReadyOf(status.Conditions))
 	}
 	if wait == 0 && doubts != nil {
-		wait = jitter(conflictRetry)
+		wait = jitter(doubtRetry)
 	}
 	if wait == 0 && state != nil {
 		r.shown.Shown(bmdb.Pending{Kind: bmdb.KindProvider, Pool: config.Namespace, ID: config.Name, Rev: state.Rev})

@@ -6,8 +6,10 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
@@ -18,9 +20,18 @@ import (
 // Objects outlive databases: what the operator last wrote to them, which database and which revision, witnesses against one that is empty, wrong
 // or rewound, before it can order anything.
 
+// doubtRetry is how often an object that speaks against the database is looked at again: a person's acknowledgement wakes nobody.
+const doubtRetry = 20 * time.Second
+
 // Hearer holds what objects remember against the database; a *bmdb.Connection is one.
 type Hearer interface {
 	Hear(ctx context.Context, testimonies []bmdb.Testimony) ([]bmdb.Alarm, error)
+}
+
+// ClaimHearer is a Hearer that can stop a claim while the database is in doubt; a *bmdb.Connection is one.
+type ClaimHearer interface {
+	Hearer
+	SuspendClaim(ctx context.Context, v bmdb.View, pool, key string) error
 }
 
 // testimony is what a status remembers. One that is wiped or not a status of ours witnesses nothing.
@@ -37,7 +48,9 @@ func (c *Config) testimonyOf(object client.Object) bmdb.Testimony {
 	case *v1alpha1.Machine:
 		return c.testimony(bmdb.KindMachine, o.Namespace, o.Status.MachineID, o.Status.DatabaseID, o.Status.Revision)
 	case *v1alpha1.WorkClaim:
-		return c.testimony(bmdb.KindClaim, o.Namespace, o.EffectiveKey(), o.Status.DatabaseID, o.Status.Revision)
+		t := c.testimony(bmdb.KindClaim, o.Namespace, o.EffectiveKey(), o.Status.DatabaseID, o.Status.Revision)
+		t.Final = meta.IsStatusConditionTrue(o.Status.Conditions, string(v1alpha1.ConditionFinished))
+		return t
 	case *v1alpha1.ProviderConfig:
 		return c.testimony(bmdb.KindProvider, o.Namespace, o.Name, o.Status.DatabaseID, o.Status.Revision)
 	default:
@@ -46,10 +59,10 @@ func (c *Config) testimonyOf(object client.Object) bmdb.Testimony {
 }
 
 // doubt returns what an object says of a database that it speaks against; nil: nothing. The object was read before the row, whose standing is given:
-// mostly that tells all.
-func (c *Config) doubt(ctx context.Context, hearer Hearer, object client.Object, row bmdb.Standing) (*projection.Verdict, error) {
+// mostly that tells all. over tells that it is that of a claim that is over.
+func (c *Config) doubt(ctx context.Context, hearer Hearer, object client.Object, row bmdb.Standing, over bool) (*projection.Verdict, error) {
 	t := c.testimonyOf(object)
-	if t.Database == uuid.Nil || t.Database == row.Database && t.Revision <= row.Revision {
+	if t.Database == uuid.Nil || t.Database == row.Database && t.Revision <= row.Revision && (!t.Final || over) {
 		return nil, nil
 	}
 	alarms, err := hearer.Hear(ctx, []bmdb.Testimony{t})
@@ -57,7 +70,10 @@ func (c *Config) doubt(ctx context.Context, hearer Hearer, object client.Object,
 		return nil, err
 	}
 	v := projection.Verdict{State: projection.Stalled, Reason: v1alpha1.Reason(alarms[0].Reason)}
-	const wayOut = "Nothing is done for it, and nothing destructive in its namespace, until a person has looked and runs bmdb-operator acknowledge-database."
+	wayOut := "Nothing destructive is done in its namespace until a person has looked and runs bmdb-operator acknowledge-database."
+	if t.Kind == bmdb.KindClaim {
+		wayOut = "Nothing is done for it, and nothing destructive in its namespace, until a person has looked and runs bmdb-operator acknowledge-database."
+	}
 	if alarms[0].Reason == bmdb.DatabaseChanged {
 		v.Message = fmt.Sprintf("It was last shown by database %s; the operator's database is another. %s", t.Database, wayOut)
 	} else {

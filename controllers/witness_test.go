@@ -114,6 +114,12 @@ func TestDatabaseRewound(t *testing.T) {
 	if !meta.IsStatusConditionTrue(c.Status.Conditions, string(v1alpha1.ConditionFinished)) {
 		t.Error("the claim's end was taken back")
 	}
+	// What a person does not want is stopped before the acknowledgement.
+	l.update(c, func() { c.Spec.Suspend = new(true) })
+	l.doubted(v1alpha1.ReasonDatabaseRewound, c)
+	if row, err := l.conn.ClaimSnapshot(t.Context(), l.namespace, "c", bmdb.ClaimLimits{}); err != nil || !row.Suspended {
+		t.Errorf("a suspend in doubt does not count: %+v, %v", row, err)
+	}
 	if _, err := l.conn.AcknowledgeDatabase(t.Context(), "somebody", "restored"); err != nil {
 		t.Fatal(err)
 	}

@@ -31,7 +31,7 @@ type ClaimStore interface {
 	DetachClaim(ctx context.Context, v bmdb.View, pool, key string) (remaining int64, err error)
 	ClaimSnapshot(ctx context.Context, pool, key string, limits bmdb.ClaimLimits) (*bmdb.ClaimSnapshot, error)
 	Processes(ctx context.Context, pool string) ([]bmdb.ProcessState, error)
-	Hearer
+	ClaimHearer
 }
 
 // Workers carries out claims in this pod; a *worker.Engine does. None of its methods waits.

@@ -182,13 +182,20 @@ func (r *WorkClaimReconciler) doubt(ctx context.Context, s *claimScope) (err err
 	if s.snapshot != nil {
 		row = s.snapshot.Standing
 	}
-	s.doubts, err = r.config.doubt(ctx, r.store, s.claim, row)
+	s.doubts, err = r.config.doubt(ctx, r.store, s.claim, row, projection.ClaimFinal(s.snapshot))
 	return err
 }
 
 // attach brings the claim to the database, unless that was done already.
 func (r *WorkClaimReconciler) attach(ctx context.Context, s *claimScope) error {
-	if s.twin != "" || s.doubts != nil {
+	if s.twin != "" {
+		return nil
+	}
+	if s.doubts != nil {
+		// What a person does not want must be stopped before the database is acknowledged.
+		if s.spec().Suspended && s.doubts.Reason == v1alpha1.ReasonDatabaseRewound {
+			return r.store.SuspendClaim(ctx, s.view, s.name.Namespace, s.key)
+		}
 		return nil
 	}
 	known := r.objects.names.recall(s.name)
@@ -300,7 +307,7 @@ func (r *WorkClaimReconciler) show(ctx context.Context, s *claimScope) (ctrl.Res
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
 	if s.doubts != nil {
-		return ctrl.Result{RequeueAfter: jitter(conflictRetry)}, nil
+		return ctrl.Result{RequeueAfter: jitter(doubtRetry)}, nil
 	}
 	if snapshot != nil && s.twin == "" {
 		r.shown.Shown(bmdb.Pending{Kind: bmdb.KindClaim, Pool: s.name.Namespace, ID: s.key, Rev: snapshot.Rev})

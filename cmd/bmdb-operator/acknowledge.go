@@ -20,7 +20,7 @@ const alarmsShown = 50
 
 func newAcknowledge(c *Config) *cobra.Command {
 	var yes bool
-	var actor, cause string
+	var actor, cause, withdraw string
 	cmd := &cobra.Command{
 		Use:   "acknowledge-database",
 		Short: "Say that the database counts although objects remember another or a later one; audited",
@@ -52,6 +52,14 @@ func newAcknowledge(c *Config) *cobra.Command {
 			if !yes {
 				return showAlarms(cmd, conn)
 			}
+			if withdraw != "" {
+				n, err := conn.WithdrawAlarms(cmd.Context(), withdraw, actor, cause)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "withdrew %d alarms of cluster %s for %s; nothing was acknowledged\n", n, withdraw, actor)
+				return nil
+			}
 			n, err := conn.AcknowledgeDatabase(cmd.Context(), actor, cause)
 			if err != nil {
 				return err
@@ -61,8 +69,9 @@ func newAcknowledge(c *Config) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&yes, "yes", false, "acknowledge; without it the alarms are listed only")
+	cmd.Flags().StringVar(&withdraw, "withdraw", "", "instead end the alarms of this cluster, whose operator had the wrong URL; nothing is acknowledged")
 	cmd.Flags().StringVar(&actor, "actor", "", "who decides; kept in the audit log. Default: this user")
-	cmd.Flags().StringVar(&cause, "cause", "acknowledged by hand", "why; kept in the audit log")
+	cmd.Flags().StringVar(&cause, "cause", "decided by hand", "why; kept in the audit log")
 	return cmd
 }
 

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
@@ -112,10 +111,11 @@ func (o *Objects) checkView(ctx context.Context, v bmdb.ViewRow) error {
 		object, to = &v1alpha1.ProviderConfig{}, &o.providers
 	}
 	err := o.client.Get(ctx, name, object)
-	if err == nil {
+	claim, isClaim := object.(*v1alpha1.WorkClaim)
+	if err == nil && (!isClaim || claim.EffectiveKey() == v.ID) {
 		return nil // its own controller compares it
 	}
-	if !apierrors.IsNotFound(err) {
+	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("look for the object of %s %s: %w", v.Kind, name, err)
 	}
 	switch v.Kind {

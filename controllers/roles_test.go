@@ -94,3 +94,22 @@ func TestRoleOfADeletedView(t *testing.T) {
 		t.Errorf("nobody took the roles: %+v, %+v", m.Status.Conditions, c.Status.Conditions)
 	}
 }
+
+// TestReplacedUnderAnotherKey: of an object that was made again with another key before anybody looked, the former key's claim loses its view.
+func TestReplacedUnderAnotherKey(t *testing.T) {
+	l := newLab(t, labOptions{allowSimulated: true})
+	l.simulated("lab")
+	l.reconcile(l.machine("m", "lab"))
+	keyed := func(key string) *v1alpha1.WorkClaim {
+		return l.claim("c", func(c *v1alpha1.WorkClaim) { c.Spec.Key = key }, "m")
+	}
+	first := keyed("first")
+	l.reconcile(first)
+	l.remove(first)
+	l.reconcile(keyed("second"))
+	for key, want := range map[string]string{"first": bmdb.ClaimDetached, "second": bmdb.ClaimRunning} {
+		if c, err := l.conn.ClaimSnapshot(t.Context(), l.namespace, key, bmdb.ClaimLimits{}); err != nil || c.State != want {
+			t.Errorf("claim %s is %+v, %v; want %s", key, c, err, want)
+		}
+	}
+}

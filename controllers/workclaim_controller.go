@@ -110,6 +110,9 @@ func (r *WorkClaimReconciler) Reconcile(ctx context.Context, req ctrl.Request) (
 	}
 	s.key = s.claim.EffectiveKey()
 	s.view = bmdb.View{Cluster: r.config.Cluster, UID: string(s.claim.UID), Name: s.claim.Name}
+	if err := r.replaced(ctx, &s); err != nil {
+		return ctrl.Result{}, err
+	}
 	r.objects.names.remember(s.name, s.key, s.view.UID)
 	if !s.claim.DeletionTimestamp.IsZero() {
 		return r.finish(ctx, &s)
@@ -142,6 +145,27 @@ func (r *WorkClaimReconciler) finish(ctx context.Context, s *claimScope) (ctrl.R
 		ctrl.LoggerFrom(ctx).Info("let a deleted claim go", "key", s.key)
 	}
 	return ctrl.Result{}, nil
+}
+
+// replaced takes the claim of an earlier object from the database whose name this one has, with another key: nothing else tells that the earlier is
+// gone. A cache may be behind, and this one the earlier.
+func (r *WorkClaimReconciler) replaced(ctx context.Context, s *claimScope) error {
+	before := r.objects.names.recall(s.name)
+	if before.key == "" || before.key == s.key {
+		return nil
+	}
+	var live v1alpha1.WorkClaim
+	if err := r.Live.Get(ctx, s.name, &live); err != nil {
+		return client.IgnoreNotFound(err) // its going is on its way here
+	}
+	if string(live.UID) == before.uid || live.EffectiveKey() == before.key {
+		return nil
+	}
+	remaining, err := r.store.DetachClaim(ctx, bmdb.View{Cluster: r.config.Cluster, UID: before.uid, Name: s.name.Name}, s.name.Namespace, before.key)
+	if remaining > 0 {
+		r.workers.CancelClaim(s.name.Namespace, before.key)
+	}
+	return err
 }
 
 // gone takes a claim whose object is gone from the database: only if the API server itself says so, since a cache may be behind.

@@ -134,6 +134,7 @@ func TestDeletedWhileAway(t *testing.T) {
 	l.awaitCount("no object of the claim is known", 0, "SELECT count(*) FROM claim_views")
 	l.awaitCount("no object of the provider is known", 0, "SELECT count(*) FROM provider_views")
 	l.awaitCount("one object of a machine is known", 1, "SELECT count(*) FROM machine_views WHERE attached")
+	l.awaitAgents("m-000") // the last that there is to show of it
 	m, err := l.readMachine(t.Context(), "m-000")
 	if err != nil {
 		t.Fatal(err)

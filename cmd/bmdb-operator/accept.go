@@ -33,25 +33,11 @@ func newAccept(c *Config) *cobra.Command {
 			"the machine takes it as it finds it, and need not wait for a backoff. A quarantine stays: raise the claim's maxAttempts.",
 		Args: cobra.ExactArgs(2), ValidArgs: acceptable,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := c.requireDatabase(); err != nil {
-				return err
-			}
 			machine, what := args[0], args[1]
 			if !slices.Contains(acceptable, what) {
 				return fmt.Errorf("cannot accept %q: use %s", what, strings.Join(acceptable, " or "))
 			}
-			if actor == "" {
-				actor = currentUser()
-			}
-			if actor == "" {
-				return errors.New("--actor is required: whose decision is it?")
-			}
-			log, err := c.logger(os.Stderr)
-			if err != nil {
-				return err
-			}
-			db := bmdb.BMDB{Config: bmdb.Config{DatabaseURL: c.DatabaseURL, ComponentName: "bmdb-operator accept", RuntimeInfo: actor, Logger: log}}
-			conn, err := db.Open(false)
+			conn, err := c.openFor("accept", &actor)
 			if err != nil {
 				return err
 			}
@@ -70,6 +56,26 @@ func newAccept(c *Config) *cobra.Command {
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace of the machine, which is its pool")
 	cmd.Flags().StringVar(&actor, "actor", "", "who accepts; kept in the audit log. Default: this user")
 	return cmd
+}
+
+// openFor opens the database for a command by which a person decides something. actor becomes this user if it is empty. The caller closes the
+// connection.
+func (c *Config) openFor(command string, actor *string) (*bmdb.Connection, error) {
+	if err := c.requireDatabase(); err != nil {
+		return nil, err
+	}
+	if *actor == "" {
+		*actor = currentUser()
+	}
+	if *actor == "" {
+		return nil, errors.New("--actor is required: whose decision is it?")
+	}
+	log, err := c.logger(os.Stderr)
+	if err != nil {
+		return nil, err
+	}
+	db := bmdb.BMDB{Config: bmdb.Config{DatabaseURL: c.DatabaseURL, ComponentName: "bmdb-operator " + command, RuntimeInfo: *actor, Logger: log}}
+	return db.Open(false)
 }
 
 func currentUser() string {

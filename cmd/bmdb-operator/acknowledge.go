@@ -4,9 +4,7 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"os"
 	"text/tabwriter"
 	"time"
 
@@ -30,21 +28,7 @@ func newAcknowledge(c *Config) *cobra.Command {
 			"in the other database, is forgotten, and may be done again.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := c.requireDatabase(); err != nil {
-				return err
-			}
-			if actor == "" {
-				actor = currentUser()
-			}
-			if actor == "" {
-				return errors.New("--actor is required: whose decision is it?")
-			}
-			log, err := c.logger(os.Stderr)
-			if err != nil {
-				return err
-			}
-			db := bmdb.BMDB{Config: bmdb.Config{DatabaseURL: c.DatabaseURL, ComponentName: "bmdb-operator acknowledge-database", RuntimeInfo: actor, Logger: log}}
-			conn, err := db.Open(false)
+			conn, err := c.openFor("acknowledge-database", &actor)
 			if err != nil {
 				return err
 			}

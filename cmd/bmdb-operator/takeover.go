@@ -6,7 +6,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -24,21 +23,10 @@ func newTakeOver(c *Config) *cobra.Command {
 			"objects of the former manager show what is done from then on. What the new manager has no object for stays with the former.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := c.requireDatabase(); err != nil {
-				return err
+			if to == "" {
+				return errors.New("--to is required: the objects of which cluster are to manage?")
 			}
-			if actor == "" {
-				actor = currentUser()
-			}
-			if actor == "" {
-				return errors.New("--actor is required: whose decision is it?")
-			}
-			log, err := c.logger(os.Stderr)
-			if err != nil {
-				return err
-			}
-			db := bmdb.BMDB{Config: bmdb.Config{DatabaseURL: c.DatabaseURL, ComponentName: "bmdb-operator take-over", RuntimeInfo: actor, Logger: log}}
-			conn, err := db.Open(false)
+			conn, err := c.openFor("take-over", &actor)
 			if err != nil {
 				return err
 			}
@@ -52,8 +40,5 @@ func newTakeOver(c *Config) *cobra.Command {
 	cmd.Flags().StringSliceVar(&namespaces, "namespaces", nil, "namespaces whose roles pass, separated by commas. Default: all")
 	cmd.Flags().StringVar(&actor, "actor", "", "who decides; kept in the audit log. Default: this user")
 	cmd.Flags().StringVar(&cause, "cause", "taken over by hand", "why; kept in the audit log")
-	if err := cmd.MarkFlagRequired("to"); err != nil {
-		panic(err) // the flag is defined above
-	}
 	return cmd
 }

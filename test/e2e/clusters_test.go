@@ -5,7 +5,6 @@ package e2e_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv"
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv/testbed"
 )
 
 // clustersLimit is the parallelism of the provider in TestTwoClusters, over all clusters.
@@ -29,24 +29,24 @@ const clusterFleet = 60
 // reports what was done.
 func TestTwoClusters(t *testing.T) {
 	t.Parallel()
-	first := newLab(t, labOptions{plane: newPlane(t)})
-	second := newLab(t, labOptions{plane: newPlane(t), database: first.database, namespace: first.namespace})
+	first := newLab(t, testbed.Options{Plane: newPlane(t)})
+	second := newLab(t, testbed.Options{Plane: newPlane(t), Database: first.Database, Namespace: first.Namespace})
 	flags := []string{"--lease", "3s", "--manager-takeover-after", "6s"}
-	var doomed []*operator
+	var doomed []*testbed.Operator
 	for i, l := range []*lab{first, second} {
 		for j := range 2 {
-			o := l.start(fmt.Sprintf("operator-%d-%d", i, j), append(flags, "--cluster-id", fmt.Sprintf("cluster-%d", i))...)
+			o := l.Start(fmt.Sprintf("operator-%d-%d", i, j), append(flags, "--cluster-id", fmt.Sprintf("cluster-%d", i))...)
 			if l == first {
 				doomed = append(doomed, o)
 			}
 		}
 	}
 	over := first.watchLimit(clustersLimit)
-	first.create(first.clusterManifests()...)
-	first.awaitRecorded("lab", clusterFleet)
-	second.create(second.clusterManifests()...)
-	second.awaitRecorded("lab", clusterFleet)
-	first.awaitClaim("short", v1alpha1.ReasonComplete)
+	first.Create(first.clusterManifests()...)
+	first.AwaitRecorded("lab", clusterFleet)
+	second.Create(second.clusterManifests()...)
+	second.AwaitRecorded("lab", clusterFleet)
+	first.AwaitClaim("short", v1alpha1.ReasonComplete)
 	second.awaitManaged("short", metav1.ConditionFalse)
 	if a, b := first.outcomes()["short"], second.awaitOutcome("short", "it shows what was done", first.outcomes()["short"]); a != b {
 		t.Errorf("the clusters show different outcomes:\n%s\n%s", a, b)
@@ -55,56 +55,56 @@ func TestTwoClusters(t *testing.T) {
 	t.Run("SuspendedInEither", func(t *testing.T) {
 		second := second.in(t)
 		second.suspend("long", true)
-		first.in(t).awaitClaim("long", v1alpha1.ReasonSuspended)
+		first.in(t).AwaitClaim("long", v1alpha1.ReasonSuspended)
 		second.suspend("long", false)
-		first.in(t).awaitClaim("long", v1alpha1.ReasonWorking)
+		first.in(t).AwaitClaim("long", v1alpha1.ReasonWorking)
 	})
 	t.Run("OneOfTwoDeleted", func(t *testing.T) {
 		second := second.in(t)
-		started := second.count("SELECT count(*) FROM work_history WHERE event = 'Canceled'")
+		started := second.Count("SELECT count(*) FROM work_history WHERE event = 'Canceled'")
 		claim := second.clusterClaim()
-		second.remove(claim)
-		second.awaitGone(claim)
-		second.create(second.clusterClaim())
-		second.awaitClaim("long", v1alpha1.ReasonManagedElsewhere)
-		if n := second.count("SELECT count(*) FROM work_history WHERE event = 'Canceled'"); n != started {
+		second.Remove(claim)
+		second.AwaitGone(claim)
+		second.Create(second.clusterClaim())
+		second.AwaitClaim("long", v1alpha1.ReasonManagedElsewhere)
+		if n := second.Count("SELECT count(*) FROM work_history WHERE event = 'Canceled'"); n != started {
 			t.Errorf("%d works were cancelled by the deletion of one of two views", n-started)
 		}
 	})
 
 	// The first cluster goes for good, while it works.
-	second.eventually(patience, "the first cluster works", func(ctx context.Context) error {
-		return second.some(ctx, "SELECT count(*) FROM work w JOIN sessions s ON s.session_id = w.session_id WHERE w.work_id IS NOT NULL AND s.session_cluster = 'cluster-0'")
+	second.Eventually(testbed.Patience, "the first cluster works", func(ctx context.Context) error {
+		return second.Some(ctx, "SELECT count(*) FROM work w JOIN sessions s ON s.session_id = w.session_id WHERE w.work_id IS NOT NULL AND s.session_cluster = 'cluster-0'")
 	})
 	for _, o := range doomed {
-		if !o.kill() {
-			t.Errorf("%s was not killed", o.name)
+		if !o.Kill() {
+			t.Errorf("%s was not killed", o.Name)
 		}
 	}
-	if err := first.plane.Stop(); err != nil {
+	if err := first.Plane.Stop(); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"short", "long"} {
 		second.awaitManaged(name, metav1.ConditionTrue)
 	}
-	second.awaitClaim("long", v1alpha1.ReasonComplete)
+	second.AwaitClaim("long", v1alpha1.ReasonComplete)
 	for name, c := range second.conditions(v1alpha1.ConditionManaged) {
 		if c.Status != metav1.ConditionTrue {
 			t.Errorf("%s: Managed=%s, %s: %s", name, c.Status, c.Reason, c.Message)
 		}
 	}
-	if n := second.count("SELECT count(*) FROM audit_log WHERE event = 'Manages' AND cluster = 'cluster-1' AND cause LIKE '%cluster-0%'"); n < clusterFleet+3 {
+	if n := second.Count("SELECT count(*) FROM audit_log WHERE event = 'Manages' AND cluster = 'cluster-1' AND cause LIKE '%cluster-0%'"); n < clusterFleet+3 {
 		t.Errorf("%d takeovers are in the audit log, want those of %d machines, 2 claims and a provider", n, clusterFleet)
 	}
 	if err := over(); err != nil {
 		t.Error(err)
 	}
 
-	second.awaitAgents(names("m", clusterFleet)...)
+	second.awaitAgents(testbed.Names("m", clusterFleet)...)
 	outcomes, history := second.outcomes(), second.everythingDone()
-	third := newLab(t, labOptions{plane: newPlane(t), database: first.database, namespace: first.namespace})
-	third.start("operator-2-0", append(flags, "--cluster-id", "cluster-2")...)
-	third.create(third.clusterManifests()...)
+	third := newLab(t, testbed.Options{Plane: newPlane(t), Database: first.Database, Namespace: first.Namespace})
+	third.Start("operator-2-0", append(flags, "--cluster-id", "cluster-2")...)
+	third.Create(third.clusterManifests()...)
 	third.verifyRestored(outcomes, history, second.uids())
 }
 
@@ -112,42 +112,42 @@ func TestTwoClusters(t *testing.T) {
 // nothing.
 func TestDeletedWhileAway(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, labOptions{})
-	o := l.start("operator-a", "--lease", "3s", "--resync-interval", "1s")
-	keyed := l.claim("c", "m-000")
+	l := newLab(t, testbed.Options{})
+	o := l.Start("operator-a", "--lease", "3s", "--resync-interval", "1s")
+	keyed := l.Claim("c", "m-000")
 	keyed.Spec.Key = "not-its-name"
-	l.create(l.simulated("lab", v1alpha1.SimulatedProvider{}))
-	l.createFleet("lab", "m-000", "m-001")
-	l.create(keyed)
-	l.awaitClaim("c", v1alpha1.ReasonComplete)
-	l.eventually(patience, "the claim's object is free", func(ctx context.Context) error {
-		c, err := l.readClaim(ctx, "c")
+	l.Create(l.Simulated("lab", v1alpha1.SimulatedProvider{}))
+	l.CreateFleet("lab", "m-000", "m-001")
+	l.Create(keyed)
+	l.AwaitClaim("c", v1alpha1.ReasonComplete)
+	l.Eventually(testbed.Patience, "the claim's object is free", func(ctx context.Context) error {
+		c, err := l.ReadClaim(ctx, "c")
 		if err == nil && len(c.Finalizers) > 0 {
 			err = fmt.Errorf("it has %v", c.Finalizers)
 		}
 		return err
 	})
-	o.terminate()
-	l.remove(keyed, l.machine("m-001", "lab"), l.simulated("lab", v1alpha1.SimulatedProvider{}))
-	l.awaitGone(keyed, l.machine("m-001", "lab"), l.simulated("lab", v1alpha1.SimulatedProvider{}))
-	o.start()
-	l.awaitCount("no object of the claim is known", 0, "SELECT count(*) FROM claim_views")
-	l.awaitCount("no object of the provider is known", 0, "SELECT count(*) FROM provider_views")
-	l.awaitCount("one object of a machine is known", 1, "SELECT count(*) FROM machine_views WHERE attached")
+	o.Terminate()
+	l.Remove(keyed, l.Machine("m-001", "lab"), l.Simulated("lab", v1alpha1.SimulatedProvider{}))
+	l.AwaitGone(keyed, l.Machine("m-001", "lab"), l.Simulated("lab", v1alpha1.SimulatedProvider{}))
+	o.Start()
+	l.AwaitCount("no object of the claim is known", 0, "SELECT count(*) FROM claim_views")
+	l.AwaitCount("no object of the provider is known", 0, "SELECT count(*) FROM provider_views")
+	l.AwaitCount("one object of a machine is known", 1, "SELECT count(*) FROM machine_views WHERE attached")
 	l.awaitAgents("m-000") // the last that there is to show of it
-	m, err := l.readMachine(t.Context(), "m-000")
+	m, err := l.ReadMachine(t.Context(), "m-000")
 	if err != nil {
 		t.Fatal(err)
 	}
-	rows := l.count("SELECT sum(rev) FROM machine_state")
-	l.always(5*time.Second, "a resync writes nothing", func(ctx context.Context) error {
-		now, err := l.readMachine(ctx, "m-000")
+	rows := l.Count("SELECT sum(rev) FROM machine_state")
+	l.Always(5*time.Second, "a resync writes nothing", func(ctx context.Context) error {
+		now, err := l.ReadMachine(ctx, "m-000")
 		if err == nil && now.ResourceVersion != m.ResourceVersion {
 			err = fmt.Errorf("the object was written: %s, before %s", now.ResourceVersion, m.ResourceVersion)
 		}
 		return err
 	})
-	if now := l.count("SELECT sum(rev) FROM machine_state"); now != rows {
+	if now := l.Count("SELECT sum(rev) FROM machine_state"); now != rows {
 		t.Errorf("rows were written: revisions %d, before %d", now, rows)
 	}
 }
@@ -168,31 +168,31 @@ func newPlane(t *testing.T) *devenv.ControlPlane {
 
 // clusterManifests are those of TestTwoClusters, as they would be in Git.
 func (l *lab) clusterManifests() []client.Object {
-	provider := l.simulated("lab", latency(time.Second))
+	provider := l.Simulated("lab", testbed.Latency(time.Second))
 	provider.Spec.Limits.Parallelism = ptr.To[int32](clustersLimit)
-	objects := []client.Object{provider, l.clusterClaim(), l.claim("short", "m-000")}
-	for _, name := range names("m", clusterFleet) {
-		objects = append(objects, l.machine(name, "lab"))
+	objects := []client.Object{provider, l.clusterClaim(), l.Claim("short", "m-000")}
+	for _, name := range testbed.Names("m", clusterFleet) {
+		objects = append(objects, l.Machine(name, "lab"))
 	}
 	return objects
 }
 
 // clusterClaim takes as long as it takes to destroy a cluster.
 func (l *lab) clusterClaim() *v1alpha1.WorkClaim {
-	return l.claim("long", names("m", clusterFleet)[1:]...)
+	return l.Claim("long", testbed.Names("m", clusterFleet)[1:]...)
 }
 
 // watchLimit looks all the time whether more works go on at once than may. The function that it returns ends that and says what was seen.
 func (l *lab) watchLimit(limit int) func() error {
-	ctx, cancel := context.WithCancel(l.t.Context())
-	l.t.Cleanup(cancel)
+	ctx, cancel := context.WithCancel(l.T.Context())
+	l.T.Cleanup(cancel)
 	done := make(chan error, 1)
 	go func() {
 		var failed error
-		ticker := time.NewTicker(pollInterval)
+		ticker := time.NewTicker(testbed.PollInterval)
 		defer ticker.Stop()
 		for ctx.Err() == nil {
-			n, err := l.number(ctx, "SELECT count(*) FROM work WHERE work_id IS NOT NULL")
+			n, err := l.Number(ctx, "SELECT count(*) FROM work WHERE work_id IS NOT NULL")
 			if err == nil && n > limit {
 				failed = fmt.Errorf("%d works went on at once, the limit is %d", n, limit)
 			}
@@ -206,37 +206,28 @@ func (l *lab) watchLimit(limit int) func() error {
 	return func() error { cancel(); return <-done }
 }
 
-// some is nil if a count is above zero.
-func (l *lab) some(ctx context.Context, query string, args ...any) error {
-	n, err := l.number(ctx, query, args...)
-	if err == nil && n == 0 {
-		err = errors.New("there is none")
-	}
-	return err
-}
-
 func (l *lab) suspend(claim string, suspend bool) {
-	l.t.Helper()
-	c, err := l.readClaim(l.t.Context(), claim)
+	l.T.Helper()
+	c, err := l.ReadClaim(l.T.Context(), claim)
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	before := c.DeepCopy()
 	c.Spec.Suspend = &suspend
-	if err := l.client.Patch(l.t.Context(), c, client.MergeFrom(before)); err != nil {
-		l.t.Fatal(err)
+	if err := l.Client.Patch(l.T.Context(), c, client.MergeFrom(before)); err != nil {
+		l.T.Fatal(err)
 	}
 }
 
 // awaitManaged waits until a claim says whether this cluster's object manages.
 func (l *lab) awaitManaged(claim string, managed metav1.ConditionStatus) {
-	l.t.Helper()
-	l.eventually(patience, fmt.Sprintf("claim %s is Managed=%s", claim, managed), func(ctx context.Context) error {
-		c, err := l.readClaim(ctx, claim)
+	l.T.Helper()
+	l.Eventually(testbed.Patience, fmt.Sprintf("claim %s is Managed=%s", claim, managed), func(ctx context.Context) error {
+		c, err := l.ReadClaim(ctx, claim)
 		if err != nil {
 			return err
 		}
-		if is := condition(c.Status.Conditions, v1alpha1.ConditionManaged); is.Status != managed {
+		if is := testbed.Condition(c.Status.Conditions, v1alpha1.ConditionManaged); is.Status != managed {
 			return fmt.Errorf("it is Managed=%s, %s: %s", is.Status, is.Reason, is.Message)
 		}
 		return nil
@@ -245,8 +236,8 @@ func (l *lab) awaitManaged(claim string, managed metav1.ConditionStatus) {
 
 // awaitOutcome waits until the status of an object says the same as another's.
 func (l *lab) awaitOutcome(name, what, outcome string) (is string) {
-	l.t.Helper()
-	l.eventually(patience, what, func(ctx context.Context) error {
+	l.T.Helper()
+	l.Eventually(testbed.Patience, what, func(ctx context.Context) error {
 		all, err := l.readOutcomes(ctx)
 		if err != nil {
 			return err

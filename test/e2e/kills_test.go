@@ -5,7 +5,6 @@ package e2e_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -16,9 +15,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/utils/ptr"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv/testbed"
 	"github.com/bmdb-dev/bmdb-operator/internal/provider"
 	"github.com/bmdb-dev/bmdb-operator/internal/provider/simulated"
 )
@@ -43,27 +42,27 @@ const (
 // Nothing that must hold is broken at any time; in the peace that follows every claim comes to the end that is its own, its status says
 // what the database does, and the operators are as they were before.
 func TestSurvivesKills(t *testing.T) {
-	l := newLab(t, labOptions{})
+	l := newLab(t, testbed.Options{})
 	seed, random := randomness(t)
 	t.Logf("seed %d; %s=%d repeats its choices", seed, seedEnv, seed)
-	var pods []*operator
+	var pods []*testbed.Operator
 	for _, name := range []string{"operator-a", "operator-b", "operator-c"} {
-		pods = append(pods, l.start(name, "--lease", "3s", "--database-connections", strconv.Itoa(poolConnections)))
+		pods = append(pods, l.Start(name, "--lease", "3s", "--database-connections", strconv.Itoa(poolConnections)))
 	}
-	fleet, broken := latency(200*time.Millisecond), latency(200*time.Millisecond)
+	fleet, broken := testbed.Latency(200*time.Millisecond), testbed.Latency(200*time.Millisecond)
 	fleet.FailurePercent, fleet.Seed = ptr.To[int32](failurePercent), ptr.To[int64](simulatedSeed)
 	broken.FailurePercent = ptr.To[int32](100)
-	config := l.simulated("fleet", fleet)
+	config := l.Simulated("fleet", fleet)
 	// So few that claims wait for each other, and that there is work under way for the kills to hit.
 	config.Spec.Limits.Parallelism = ptr.To[int32](20)
-	l.create(config, l.simulated("broken", broken))
-	l.createFleet("fleet", names("sim", killClaims)...)
-	l.createFleet("broken", names("broken", brokenMachines)...)
+	l.Create(config, l.Simulated("broken", broken))
+	l.CreateFleet("fleet", testbed.Names("sim", killClaims)...)
+	l.CreateFleet("broken", testbed.Names("broken", brokenMachines)...)
 	before := l.load(pods)
 	t.Logf("before: %v", before)
 
 	began := time.Now()
-	stop := l.watch(rules())
+	stop := l.Watch(testbed.Rules())
 	claims := l.overlappingClaims()
 	created := make(chan error, 1)
 	go func() { created <- l.createOver(kills*killEvery, claims) }()
@@ -72,8 +71,8 @@ func TestSurvivesKills(t *testing.T) {
 		t.Fatal(err)
 	}
 	quiet := time.Now()
-	l.eventually(peace, "all claims have ended", func(ctx context.Context) error {
-		n, err := l.number(ctx, "SELECT count(*) FROM claims WHERE state IN ('Complete', 'Failed')")
+	l.Eventually(peace, "all claims have ended", func(ctx context.Context) error {
+		n, err := l.Number(ctx, "SELECT count(*) FROM claims WHERE state IN ('Complete', 'Failed')")
 		if err == nil && n != killClaims {
 			err = fmt.Errorf("%d of %d have", n, killClaims)
 		}
@@ -82,12 +81,12 @@ func TestSurvivesKills(t *testing.T) {
 	t.Logf("all claims had ended %s after the first kill was due, %s after the last was over", time.Since(began).Round(time.Second), time.Since(quiet).Round(time.Second))
 	stop()
 
-	if err := l.broken(t.Context(), append(rules(), rulesAtRest()...)); err != nil {
+	if err := l.Broken(t.Context(), append(testbed.Rules(), testbed.RulesAtRest()...)); err != nil {
 		t.Error(err)
 	}
 	l.verifyEnds(claims)
-	l.verifyStatuses()
-	l.eventually(patience, "operators need what they needed before", func(context.Context) error {
+	l.VerifyStatuses()
+	l.Eventually(testbed.Patience, "operators need what they needed before", func(context.Context) error {
 		now := l.load(pods)
 		if now.goroutines > before.goroutines+slackGoroutines || now.connections > before.connections {
 			return fmt.Errorf("%v, before it was %v", now, before)
@@ -95,8 +94,8 @@ func TestSurvivesKills(t *testing.T) {
 		return nil
 	})
 	t.Logf("after: %v; %d works finished, %d failed, %d were lost", l.load(pods),
-		l.count("SELECT count(*) FROM work_history WHERE event = 'Finished'"), l.count("SELECT count(*) FROM work_history WHERE event = 'Failed'"),
-		l.count("SELECT count(*) FROM work_history WHERE event = 'Lost'"))
+		l.Count("SELECT count(*) FROM work_history WHERE event = 'Finished'"), l.Count("SELECT count(*) FROM work_history WHERE event = 'Failed'"),
+		l.Count("SELECT count(*) FROM work_history WHERE event = 'Lost'"))
 }
 
 func randomness(t *testing.T) (uint64, *rand.Rand) {
@@ -114,10 +113,10 @@ func randomness(t *testing.T) (uint64, *rand.Rand) {
 // overlappingClaims are claims that share each machine with a neighbour: who is first does it, the other skips it. Some have a machine that
 // is broken.
 func (l *lab) overlappingClaims() []*v1alpha1.WorkClaim {
-	machines, broken := names("sim", killClaims), names("broken", brokenMachines)
+	machines, broken := testbed.Names("sim", killClaims), testbed.Names("broken", brokenMachines)
 	claims := make([]*v1alpha1.WorkClaim, killClaims)
-	for i, name := range names("claim", killClaims) {
-		claims[i] = l.claim(name, machines[i], machines[(i+1)%killClaims])
+	for i, name := range testbed.Names("claim", killClaims) {
+		claims[i] = l.Claim(name, machines[i], machines[(i+1)%killClaims])
 		if i%(killClaims/brokenMachines) == 0 {
 			claims[i].Spec.Machines.Names = append(claims[i].Spec.Machines.Names, broken[i/(killClaims/brokenMachines)])
 		}
@@ -130,10 +129,10 @@ func (l *lab) overlappingClaims() []*v1alpha1.WorkClaim {
 func (l *lab) createOver(during time.Duration, claims []*v1alpha1.WorkClaim) error {
 	ticker := time.NewTicker(during / time.Duration(len(claims)))
 	defer ticker.Stop()
-	group, ctx := errgroup.WithContext(l.t.Context())
-	group.SetLimit(requestsAtOnce)
+	group, ctx := errgroup.WithContext(l.T.Context())
+	group.SetLimit(testbed.RequestsAtOnce)
 	for _, c := range claims {
-		group.Go(func() error { return l.client.Create(ctx, c) })
+		group.Go(func() error { return l.Client.Create(ctx, c) })
 		select {
 		case <-ctx.Done():
 			return group.Wait()
@@ -144,27 +143,27 @@ func (l *lab) createOver(during time.Duration, claims []*v1alpha1.WorkClaim) err
 }
 
 // killFor kills operators, one after the other, and starts each again at once. It fails the test unless all kills were kills, and hit.
-func (l *lab) killFor(random *rand.Rand, pods []*operator) {
-	l.t.Helper()
+func (l *lab) killFor(random *rand.Rand, pods []*testbed.Operator) {
+	l.T.Helper()
 	ticker := time.NewTicker(killEvery)
 	defer ticker.Stop()
 	killed := map[string]int{}
 	for n := range kills {
 		<-ticker.C
 		victim := l.victim(random, pods)
-		if !victim.running() {
-			l.t.Fatalf("%s has ended by itself: %v", victim.name, victim.process.Err())
+		if !victim.Running() {
+			l.T.Fatalf("%s has ended by itself: %v", victim.Name, victim.Process.Err())
 		}
-		if !victim.kill() {
-			l.t.Errorf("%s did not die of kill %d", victim.name, n)
+		if !victim.Kill() {
+			l.T.Errorf("%s did not die of kill %d", victim.Name, n)
 			continue
 		}
-		killed[victim.name]++
-		victim.launch()
+		killed[victim.Name]++
+		victim.Launch()
 	}
 	for _, o := range pods {
-		if err := o.process.WaitReady(l.t.Context(), o.ready); err != nil {
-			l.t.Fatalf("%s was started again: %v", o.name, err)
+		if err := o.Process.WaitReady(l.T.Context(), o.Ready); err != nil {
+			l.T.Fatalf("%s was started again: %v", o.Name, err)
 		}
 	}
 	total := 0
@@ -172,39 +171,39 @@ func (l *lab) killFor(random *rand.Rand, pods []*operator) {
 		total += n
 	}
 	if total != kills {
-		l.t.Errorf("%d kills of %d were counted: %v", total, kills, killed)
+		l.T.Errorf("%d kills of %d were counted: %v", total, kills, killed)
 	}
 	// A pod that is killed before it has a session leaves nothing to take over, and one that the machine was too busy for may have lost
 	// its session without being killed: how many expire is not certain, how many live in the end is.
-	l.eventually(patience, "sessions of killed operators are ended", func(ctx context.Context) error {
-		expired, err := l.number(ctx, "SELECT count(*) FROM sessions WHERE session_end_reason = 'expired'")
+	l.Eventually(testbed.Patience, "sessions of killed operators are ended", func(ctx context.Context) error {
+		expired, err := l.Number(ctx, "SELECT count(*) FROM sessions WHERE session_end_reason = 'expired'")
 		if err != nil {
 			return err
 		}
-		living, err := l.number(ctx, "SELECT count(*) FROM sessions WHERE session_ended_at IS NULL")
+		living, err := l.Number(ctx, "SELECT count(*) FROM sessions WHERE session_ended_at IS NULL")
 		if err == nil && (living != len(pods) || expired < kills/4) {
 			err = fmt.Errorf("%d live, %d expired", living, expired)
 		}
 		return err
 	})
-	if n := l.count("SELECT count(*) FROM work_history WHERE event = 'Lost'"); n < kills/4 {
-		l.t.Errorf("%d works were lost: the kills hit nothing", n)
+	if n := l.Count("SELECT count(*) FROM work_history WHERE event = 'Lost'"); n < kills/4 {
+		l.T.Errorf("%d works were lost: the kills hit nothing", n)
 	}
 }
 
 // victim chooses an operator at random: of those that work on machines, if there are any within a while, else of all.
-func (l *lab) victim(random *rand.Rand, pods []*operator) *operator {
-	l.t.Helper()
-	ctx, cancel := context.WithTimeout(l.t.Context(), killEvery/2)
+func (l *lab) victim(random *rand.Rand, pods []*testbed.Operator) *testbed.Operator {
+	l.T.Helper()
+	ctx, cancel := context.WithTimeout(l.T.Context(), killEvery/2)
 	defer cancel()
-	ticker := time.NewTicker(pollInterval)
+	ticker := time.NewTicker(testbed.PollInterval)
 	defer ticker.Stop()
 	for {
-		var working []*operator
+		var working []*testbed.Operator
 		for _, o := range pods {
-			n, err := l.number(ctx, `SELECT count(*) FROM work w JOIN sessions s ON s.session_id = w.session_id
+			n, err := l.Number(ctx, `SELECT count(*) FROM work w JOIN sessions s ON s.session_id = w.session_id
 				WHERE w.work_id IS NOT NULL AND s.session_runtime_info = $1 AND s.session_ended_at IS NULL
-				AND s.session_created_at = (SELECT max(session_created_at) FROM sessions WHERE session_runtime_info = $1)`, o.name)
+				AND s.session_created_at = (SELECT max(session_created_at) FROM sessions WHERE session_runtime_info = $1)`, o.Name)
 			if err == nil && n > 0 {
 				working = append(working, o)
 			}
@@ -222,7 +221,7 @@ func (l *lab) victim(random *rand.Rand, pods []*operator) *operator {
 
 // verifyEnds holds the claims' ends against what the simulated machines do.
 func (l *lab) verifyEnds(claims []*v1alpha1.WorkClaim) {
-	l.t.Helper()
+	l.T.Helper()
 	complete, failed := 0, 0
 	for _, c := range claims {
 		// Attempts count on the machine, over both of the claims that want it: no claim is at its end before they are killAttempts.
@@ -233,14 +232,14 @@ func (l *lab) verifyEnds(claims []*v1alpha1.WorkClaim) {
 			sure = sure && !isBroken && l.failsAtMost(m, killAttempts-1)
 		}
 		var state string
-		if err := l.db.QueryRow(l.t.Context(), "SELECT state FROM claims WHERE claim_key = $1", c.Name).Scan(&state); err != nil {
-			l.t.Fatal(err)
+		if err := l.DB.QueryRow(l.T.Context(), "SELECT state FROM claims WHERE claim_key = $1", c.Name).Scan(&state); err != nil {
+			l.T.Fatal(err)
 		}
 		switch {
 		case sure && state != "Complete":
-			l.t.Errorf("claim %s is %s, though each of its machines can be done in %d attempts", c.Name, state, killAttempts)
+			l.T.Errorf("claim %s is %s, though each of its machines can be done in %d attempts", c.Name, state, killAttempts)
 		case hopeless && state != "Failed":
-			l.t.Errorf("claim %s is %s, though one of its machines is broken", c.Name, state)
+			l.T.Errorf("claim %s is %s, though one of its machines is broken", c.Name, state)
 		}
 		if state == "Complete" {
 			complete++
@@ -248,24 +247,24 @@ func (l *lab) verifyEnds(claims []*v1alpha1.WorkClaim) {
 			failed++
 		}
 	}
-	l.t.Logf("%d claims are complete, %d failed", complete, failed)
+	l.T.Logf("%d claims are complete, %d failed", complete, failed)
 }
 
 // failsAtMost asks the driver whether a machine succeeds after at most n failures.
 func (l *lab) failsAtMost(name string, n int) bool {
-	l.t.Helper()
+	l.T.Helper()
 	driver, err := simulated.New(simulated.Config{FailurePercent: failurePercent, Seed: simulatedSeed})
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	for attempt := 1; attempt <= n+1; attempt++ {
-		m := provider.Machine{Pool: l.namespace, Name: name, Provider: "fleet", ProviderID: name, Attempt: attempt}
-		_, err := driver.StartAgent(l.t.Context(), m, noSteps{})
+		m := provider.Machine{Pool: l.Namespace, Name: name, Provider: "fleet", ProviderID: name, Attempt: attempt}
+		_, err := driver.StartAgent(l.T.Context(), m, noSteps{})
 		if err == nil {
 			return true
 		}
 		if provider.ReasonOf(err) != provider.ReasonSimulated {
-			l.t.Fatal(err)
+			l.T.Fatal(err)
 		}
 	}
 	return false
@@ -278,42 +277,6 @@ func (noSteps) Step(context.Context, string, int) error                  { retur
 func (noSteps) PinHostKey(context.Context, []byte) error                 { return nil }
 func (noSteps) UseOwnerAcceptance(context.Context, []byte) (bool, error) { return false, nil }
 
-// verifyStatuses waits until the status of every claim says what the database does.
-func (l *lab) verifyStatuses() {
-	l.t.Helper()
-	l.eventually(patience, "statuses say what the database does", func(ctx context.Context) error {
-		var list v1alpha1.WorkClaimList
-		if err := l.client.List(ctx, &list, client.InNamespace(l.namespace)); err != nil {
-			return err
-		}
-		var errs []error
-		for i := range list.Items {
-			if err := l.compareClaim(ctx, &list.Items[i]); err != nil {
-				errs = append(errs, err)
-			}
-		}
-		return errors.Join(errs[:min(len(errs), 5)]...)
-	})
-}
-
-func (l *lab) compareClaim(ctx context.Context, c *v1alpha1.WorkClaim) error {
-	var state, progress string
-	var succeeded, failed, active int32
-	var rev int64
-	if err := l.db.QueryRow(ctx, `SELECT state, succeeded + skipped, failed, active, rev, (succeeded + skipped) || '/' || completions
-		FROM claims WHERE pool = $1 AND claim_key = $2`, c.Namespace, c.EffectiveKey()).Scan(&state, &succeeded, &failed, &active, &rev, &progress); err != nil {
-		return err
-	}
-	s := &c.Status
-	got := fmt.Sprint(ptr.Deref(s.Succeeded, -1), ptr.Deref(s.Failed, -1), ptr.Deref(s.Active, -1), s.Revision, s.Progress,
-		isTrue(s.Conditions, v1alpha1.ConditionFinished), isTrue(s.Conditions, v1alpha1.ConditionComplete), isTrue(s.Conditions, v1alpha1.ConditionFailed))
-	want := fmt.Sprint(succeeded, failed, active, rev, progress, true, state == "Complete", state == "Failed")
-	if got != want {
-		return fmt.Errorf("claim %s shows %s, the database has %s", c.Name, got, want)
-	}
-	return nil
-}
-
 // slackGoroutines is what HTTP connections and timers may differ by, in the pod that has most. What leaks with works or kills is far above.
 const slackGoroutines = 20
 
@@ -324,20 +287,20 @@ type needs struct {
 }
 
 // load returns what operators need when that does not change any more.
-func (l *lab) load(pods []*operator) needs {
-	l.t.Helper()
+func (l *lab) load(pods []*testbed.Operator) needs {
+	l.T.Helper()
 	var last needs
-	l.eventually(patience, "operators settle", func(ctx context.Context) error {
+	l.Eventually(testbed.Patience, "operators settle", func(ctx context.Context) error {
 		var now needs
 		for _, o := range pods {
-			n, err := o.gauge(ctx, "go_goroutines")
+			n, err := o.Gauge(ctx, "go_goroutines")
 			if err != nil {
 				return err
 			}
 			now.goroutines = max(now.goroutines, n)
 		}
 		var err error
-		now.connections, err = l.number(ctx, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'bmdb %'")
+		now.connections, err = l.Number(ctx, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'bmdb %'")
 		if err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv/postgres"
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv/testbed"
 )
 
 // TestReadiness takes the database away while machines are worked on. Operators say that they are not ready, do not end, and write
@@ -33,20 +34,20 @@ func TestReadiness(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := newLab(t, labOptions{database: database})
-	if out, err := l.run(database, "migrate"); err != nil {
+	l := newLab(t, testbed.Options{Database: database})
+	if out, err := l.Run(database, "migrate"); err != nil {
 		t.Fatalf("migrate: %v\n%s", err, out)
 	}
 	const lease = 3 * time.Second
-	pods := []*operator{l.start("operator-a", "--lease", lease.String()), l.start("operator-b", "--lease", lease.String())}
-	l.create(l.simulated("sim", latency(500*time.Millisecond)))
-	machines := names("sim", 40)
-	l.createFleet("sim", machines...)
-	claim := l.claim("work", machines...)
+	pods := []*testbed.Operator{l.Start("operator-a", "--lease", lease.String()), l.Start("operator-b", "--lease", lease.String())}
+	l.Create(l.Simulated("sim", testbed.Latency(500*time.Millisecond)))
+	machines := testbed.Names("sim", 40)
+	l.CreateFleet("sim", machines...)
+	claim := l.Claim("work", machines...)
 	claim.Spec.Parallelism = 2
-	l.create(claim)
-	l.eventually(patience, "the claim is in the middle", func(ctx context.Context) error {
-		n, err := l.number(ctx, countOf, "work", "Finished")
+	l.Create(claim)
+	l.Eventually(testbed.Patience, "the claim is in the middle", func(ctx context.Context) error {
+		n, err := l.Number(ctx, testbed.CountOf, "work", "Finished")
 		if err == nil && n < 5 {
 			err = fmt.Errorf("%d are done", n)
 		}
@@ -57,21 +58,21 @@ func TestReadiness(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, o := range pods {
-		l.eventually(patience, o.name+" is not ready without a database", func(ctx context.Context) error {
-			if o.ready(ctx) == nil {
+		l.Eventually(testbed.Patience, o.Name+" is not ready without a database", func(ctx context.Context) error {
+			if o.Ready(ctx) == nil {
 				return errors.New("it is")
 			}
 			return nil
 		})
 	}
 	versions := l.versions()
-	l.always(3*lease, "without a database", func(ctx context.Context) error {
+	l.Always(3*lease, "without a database", func(ctx context.Context) error {
 		for _, o := range pods {
-			if !o.running() {
-				return fmt.Errorf("%s has ended: %w", o.name, o.process.Err())
+			if !o.Running() {
+				return fmt.Errorf("%s has ended: %w", o.Name, o.Process.Err())
 			}
-			if o.ready(ctx) == nil {
-				return fmt.Errorf("%s says that it is ready", o.name)
+			if o.Ready(ctx) == nil {
+				return fmt.Errorf("%s says that it is ready", o.Name)
 			}
 		}
 		if now := l.versions(); now != versions {
@@ -83,24 +84,24 @@ func TestReadiness(t *testing.T) {
 	if err := server.Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	l.db.Reset()
+	l.DB.Reset()
 	for _, o := range pods {
-		l.eventually(patience, o.name+" is ready again", o.ready)
+		l.Eventually(testbed.Patience, o.Name+" is ready again", o.Ready)
 	}
-	l.awaitClaim("work", v1alpha1.ReasonComplete)
-	if err := l.broken(t.Context(), append(rules(), rulesAtRest()...)); err != nil {
+	l.AwaitClaim("work", v1alpha1.ReasonComplete)
+	if err := l.Broken(t.Context(), append(testbed.Rules(), testbed.RulesAtRest()...)); err != nil {
 		t.Error(err)
 	}
-	l.verifyStatuses()
+	l.VerifyStatuses()
 }
 
 // versions are the resource versions of all objects of the namespace.
 func (l *lab) versions() string {
-	l.t.Helper()
+	l.T.Helper()
 	text := ""
 	for _, list := range []client.ObjectList{&v1alpha1.MachineList{}, &v1alpha1.WorkClaimList{}, &v1alpha1.ProviderConfigList{}} {
-		if err := l.client.List(l.t.Context(), list, client.InNamespace(l.namespace)); err != nil {
-			l.t.Fatal(err)
+		if err := l.Client.List(l.T.Context(), list, client.InNamespace(l.Namespace)); err != nil {
+			l.T.Fatal(err)
 		}
 		switch list := list.(type) {
 		case *v1alpha1.MachineList:

@@ -4,7 +4,6 @@
 package e2e_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/bmdb-dev/bmdb-operator/bmdb/migrations"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv/proc"
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv/testbed"
 )
 
 const secret = "hunter2-but-longer"
@@ -26,8 +26,8 @@ const secret = "hunter2-but-longer"
 // anything that is secret.
 func TestRefusesToStart(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, labOptions{})
-	server, err := url.Parse(l.database)
+	l := newLab(t, testbed.Options{})
+	server, err := url.Parse(l.Database)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,15 +50,15 @@ func TestRefusesToStart(t *testing.T) {
 			database: l.newerDatabase("newer"),
 			want:     []string{fmt.Sprintf("schema version is %d", migrations.Latest+1), "run a newer version of this program"},
 		},
-		"a lease that is too short":                 {database: l.database, args: []string{"--lease", "10ms"}, want: []string{"lease of 10ms is too short"}},
-		"no workers":                                {database: l.database, args: []string{"--work-concurrency", "0"}, want: []string{"--work-concurrency is too small"}},
-		"a level that is none":                      {database: l.database, args: []string{"--log-level", "loud"}, want: []string{"--log-level", "loud"}},
-		"a flag that is none":                       {database: l.database, args: []string{"--lesae", "3s"}, want: []string{"--lesae"}},
-		"no way to the API server":                  {database: l.database, args: []string{"--kubeconfig", filepath.Join(l.dir, "missing")}, want: []string{"missing: no such file"}},
-		"a value from the environment that is none": {database: l.database, want: []string{"BMDB_LEASE"}, args: []string{"BMDB_LEASE=soon"}},
+		"a lease that is too short":                 {database: l.Database, args: []string{"--lease", "10ms"}, want: []string{"lease of 10ms is too short"}},
+		"no workers":                                {database: l.Database, args: []string{"--work-concurrency", "0"}, want: []string{"--work-concurrency is too small"}},
+		"a level that is none":                      {database: l.Database, args: []string{"--log-level", "loud"}, want: []string{"--log-level", "loud"}},
+		"a flag that is none":                       {database: l.Database, args: []string{"--lesae", "3s"}, want: []string{"--lesae"}},
+		"no way to the API server":                  {database: l.Database, args: []string{"--kubeconfig", filepath.Join(l.Dir, "missing")}, want: []string{"missing: no such file"}},
+		"a value from the environment that is none": {database: l.Database, want: []string{"BMDB_LEASE"}, args: []string{"BMDB_LEASE=soon"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			out, err := l.in(t).run(test.database, test.args...)
+			out, err := l.in(t).Run(test.database, test.args...)
 			var exit *exec.ExitError
 			if !errors.As(err, &exit) || exit.ExitCode() <= 0 {
 				t.Fatalf("it ended with %v:\n%s", err, out)
@@ -81,34 +81,6 @@ func TestRefusesToStart(t *testing.T) {
 	}
 }
 
-// run runs the operator's program until it ends. Arguments of the form NAME=value are for the environment.
-func (l *lab) run(database string, args ...string) (string, error) {
-	l.t.Helper()
-	ctx, cancel := context.WithTimeout(l.t.Context(), patience)
-	defer cancel()
-	env := []string{"HOME=" + l.dir, "KUBECONFIG=" + l.kubeconfig(), "BMDB_METRICS_BIND_ADDRESS=0", "BMDB_HEALTH_PROBE_BIND_ADDRESS=0"}
-	if database != "" {
-		env = append(env, "BMDB_DATABASE_URL="+database)
-	}
-	var flags []string
-	for _, a := range args {
-		if strings.HasPrefix(a, "BMDB_") {
-			env = append(env, a)
-		} else {
-			flags = append(flags, a)
-		}
-	}
-	cmd := exec.CommandContext(ctx, filepath.Join(l.programs, operatorProgram), flags...)
-	cmd.Env = env
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cmd.Run()
-	if ctx.Err() != nil {
-		l.t.Fatalf("it did not end by itself:\n%s", out.String())
-	}
-	return out.String(), err
-}
-
 func withPath(u url.URL, database string) string {
 	u.Path = "/" + database
 	return u.String()
@@ -119,37 +91,37 @@ func (l *lab) emptyDatabase(name string) string { return l.newDatabase(name, "")
 
 // newerDatabase makes a database that a later version of the program migrated.
 func (l *lab) newerDatabase(name string) string {
-	l.t.Helper()
+	l.T.Helper()
 	// From the test's own, which nobody may be connected to meanwhile.
-	l.db.Reset()
+	l.DB.Reset()
 	u := l.newDatabase(name, " TEMPLATE "+pgx.Identifier{l.databaseName()}.Sanitize())
-	conn, err := pgx.Connect(l.t.Context(), u)
+	conn, err := pgx.Connect(l.T.Context(), u)
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	defer conn.Close(context.Background())
 	for _, statement := range []string{"INSERT INTO bmdb_schema_version (version_id, is_applied) VALUES ($1, true)", "UPDATE schema_compatibility SET oldest = $1"} {
-		if _, err := conn.Exec(l.t.Context(), statement, migrations.Latest+1); err != nil {
-			l.t.Fatal(err)
+		if _, err := conn.Exec(l.T.Context(), statement, migrations.Latest+1); err != nil {
+			l.T.Fatal(err)
 		}
 	}
 	return u
 }
 
 func (l *lab) databaseName() string {
-	l.t.Helper()
-	u, err := url.Parse(l.database)
+	l.T.Helper()
+	u, err := url.Parse(l.Database)
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	return strings.TrimPrefix(u.Path, "/")
 }
 
 func (l *lab) newDatabase(name, suffix string) string {
-	l.t.Helper()
-	u, err := url.Parse(l.database)
+	l.T.Helper()
+	u, err := url.Parse(l.Database)
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	name = l.databaseName() + "_" + name
 	admin := func(ctx context.Context, statement string) error {
@@ -161,14 +133,14 @@ func (l *lab) newDatabase(name, suffix string) string {
 		_, err = conn.Exec(ctx, statement)
 		return err
 	}
-	if err := admin(l.t.Context(), "CREATE DATABASE "+pgx.Identifier{name}.Sanitize()+suffix); err != nil {
-		l.t.Fatalf("make database: %v", err)
+	if err := admin(l.T.Context(), "CREATE DATABASE "+pgx.Identifier{name}.Sanitize()+suffix); err != nil {
+		l.T.Fatalf("make database: %v", err)
 	}
-	l.t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+	l.T.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), testbed.Patience)
 		defer cancel()
 		if err := admin(ctx, "DROP DATABASE "+pgx.Identifier{name}.Sanitize()+" WITH (FORCE)"); err != nil {
-			l.t.Errorf("drop database: %v", err)
+			l.T.Errorf("drop database: %v", err)
 		}
 	})
 	return withPath(*u, name)

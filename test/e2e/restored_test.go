@@ -8,8 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -20,67 +18,68 @@ import (
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
 	"github.com/bmdb-dev/bmdb-operator/bmdb/bmdbtest"
 	"github.com/bmdb-dev/bmdb-operator/bmdb/model"
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv/testbed"
 )
 
 // TestDatabaseRestored puts an older copy of the database in its place while the operators are away: what was done since is done again only
 // when a person has acknowledged that. Before, nothing destructive starts in the pool.
 func TestDatabaseRestored(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, labOptions{})
-	o := l.start("operator-a", "--lease", "3s", "--cluster-id", "here")
-	l.create(l.simulated("lab", v1alpha1.SimulatedProvider{}))
-	l.createFleet("lab", "m-000", "m-001")
-	l.create(l.claim("before", "m-000"))
-	l.awaitClaim("before", v1alpha1.ReasonComplete)
-	wipe := bmdb.ProcessDefinition{Pool: l.namespace, Name: "wipe", Requires: []string{bmdb.FactProvided}, Destructive: true}
+	l := newLab(t, testbed.Options{})
+	o := l.Start("operator-a", "--lease", "3s", "--cluster-id", "here")
+	l.Create(l.Simulated("lab", v1alpha1.SimulatedProvider{}))
+	l.CreateFleet("lab", "m-000", "m-001")
+	l.Create(l.Claim("before", "m-000"))
+	l.AwaitClaim("before", v1alpha1.ReasonComplete)
+	wipe := bmdb.ProcessDefinition{Pool: l.Namespace, Name: "wipe", Requires: []string{bmdb.FactProvided}, Destructive: true}
 	conn := l.library()
 	if err := conn.RegisterProcess(t.Context(), wipe); err != nil {
 		t.Fatal(err)
 	}
-	l.awaitCount("the machines are ready for the destructive process", 2, "SELECT count(*) FROM work WHERE process = 'wipe' AND state = 2")
+	l.AwaitCount("the machines are ready for the destructive process", 2, "SELECT count(*) FROM work WHERE process = 'wipe' AND state = 2")
 	conn.Close()
-	o.terminate()
-	copied := l.copyDatabase(l.database)
+	o.Terminate()
+	copied := l.copyDatabase(l.Database)
 
-	o.start()
-	l.create(l.claim("after", "m-001"))
-	l.awaitClaim("after", v1alpha1.ReasonComplete)
+	o.Start()
+	l.Create(l.Claim("after", "m-001"))
+	l.AwaitClaim("after", v1alpha1.ReasonComplete)
 	l.awaitAgents("m-000", "m-001")
-	o.terminate()
+	o.Terminate()
 	outcomes := l.outcomes()
-	l.database, o.env = copied, environWith(o.env, copied)
-	restored := newLab(t, labOptions{database: copied, namespace: l.namespace})
+	l.Database, o.Env = copied, environWith(o.Env, copied)
+	restored := newLab(t, testbed.Options{Database: copied, Namespace: l.Namespace})
 	history := restored.everythingDone()
-	o.start()
+	o.Start()
 
-	l.awaitClaim("after", v1alpha1.ReasonDatabaseRewound)
-	l.awaitMachine("m-001", v1alpha1.ReasonDatabaseRewound)
-	l.awaitClaim("before", v1alpha1.ReasonComplete)
+	l.AwaitClaim("after", v1alpha1.ReasonDatabaseRewound)
+	l.AwaitMachine("m-001", v1alpha1.ReasonDatabaseRewound)
+	l.AwaitClaim("before", v1alpha1.ReasonComplete)
 	if now := restored.everythingDone(); now != history {
 		t.Errorf("something was done on a rewound database:\n%s\nbefore:\n%s", now, history)
 	}
-	if c, err := l.readClaim(t.Context(), "after"); err != nil || !isTrue(c.Status.Conditions, v1alpha1.ConditionFinished) {
+	if c, err := l.ReadClaim(t.Context(), "after"); err != nil || !testbed.IsTrue(c.Status.Conditions, v1alpha1.ConditionFinished) {
 		t.Errorf("the claim's end was taken back: %v", err)
 	}
 	conn = restored.library()
 	defer conn.Close()
-	if reason := startWipe(t, conn, l.namespace); reason != "DatabaseNotAcknowledged" {
+	if reason := startWipe(t, conn, l.Namespace); reason != "DatabaseNotAcknowledged" {
 		t.Errorf("a destructive process started, or not for this reason: %q", reason)
 	}
-	shown := restored.command("acknowledge-database")
+	shown := restored.Command("acknowledge-database")
 	if !strings.Contains(shown, "DatabaseRewound") || !strings.Contains(shown, "after") {
 		t.Errorf("what is shown before the acknowledgement:\n%s", shown)
 	}
-	restored.command("acknowledge-database", "--yes", "--actor", "somebody")
-	l.awaitClaim("after", v1alpha1.ReasonComplete) // the machine was done again, as the person has decided
-	l.eventually(patience, "the statuses are those of the database again", func(ctx context.Context) error {
-		m, err := l.readMachine(ctx, "m-001")
-		if err == nil && !conditionIs(m.Status.Conditions, v1alpha1.ConditionReady, v1alpha1.ReasonRecorded) {
-			err = errors.New(describe(m.Status.Conditions))
+	restored.Command("acknowledge-database", "--yes", "--actor", "somebody")
+	l.AwaitClaim("after", v1alpha1.ReasonComplete) // the machine was done again, as the person has decided
+	l.Eventually(testbed.Patience, "the statuses are those of the database again", func(ctx context.Context) error {
+		m, err := l.ReadMachine(ctx, "m-001")
+		if err == nil && !testbed.ConditionIs(m.Status.Conditions, v1alpha1.ConditionReady, v1alpha1.ReasonRecorded) {
+			err = errors.New(testbed.Describe(m.Status.Conditions))
 		}
 		return err
 	})
-	if reason := startWipe(t, conn, l.namespace); reason != "" {
+	if reason := startWipe(t, conn, l.Namespace); reason != "" {
 		t.Errorf("a destructive process does not start on a database that was acknowledged: %s", reason)
 	}
 	if now := l.outcomes()["before"]; now != outcomes["before"] {
@@ -92,28 +91,28 @@ func TestDatabaseRestored(t *testing.T) {
 // before.
 func TestWrongDatabase(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, labOptions{})
-	o := l.start("operator-a", "--lease", "3s", "--cluster-id", "here")
-	l.create(l.simulated("lab", v1alpha1.SimulatedProvider{}))
-	l.createFleet("lab", "m-000")
-	l.create(l.claim("c", "m-000"))
-	l.awaitClaim("c", v1alpha1.ReasonComplete)
+	l := newLab(t, testbed.Options{})
+	o := l.Start("operator-a", "--lease", "3s", "--cluster-id", "here")
+	l.Create(l.Simulated("lab", v1alpha1.SimulatedProvider{}))
+	l.CreateFleet("lab", "m-000")
+	l.Create(l.Claim("c", "m-000"))
+	l.AwaitClaim("c", v1alpha1.ReasonComplete)
 	l.awaitAgents("m-000")
 	outcomes := l.outcomes()
-	o.terminate()
-	right := o.env
-	wrong := newLab(t, labOptions{database: bmdbtest.NewURL(t), namespace: l.namespace})
-	o.env = environWith(o.env, wrong.database)
-	o.start()
-	l.awaitClaim("c", v1alpha1.ReasonDatabaseChanged)
-	l.awaitMachine("m-000", v1alpha1.ReasonDatabaseChanged)
-	if n := wrong.count("SELECT (SELECT count(*) FROM work_history) + (SELECT count(*) FROM machines) + (SELECT count(*) FROM claims)"); n != 0 {
+	o.Terminate()
+	right := o.Env
+	wrong := newLab(t, testbed.Options{Database: bmdbtest.NewURL(t), Namespace: l.Namespace})
+	o.Env = environWith(o.Env, wrong.Database)
+	o.Start()
+	l.AwaitClaim("c", v1alpha1.ReasonDatabaseChanged)
+	l.AwaitMachine("m-000", v1alpha1.ReasonDatabaseChanged)
+	if n := wrong.Count("SELECT (SELECT count(*) FROM work_history) + (SELECT count(*) FROM machines) + (SELECT count(*) FROM claims)"); n != 0 {
 		t.Errorf("%d rows were made in the wrong database", n)
 	}
-	o.terminate()
-	o.env = right
-	o.start()
-	l.eventually(patience, "all is as before", func(ctx context.Context) error {
+	o.Terminate()
+	o.Env = right
+	o.Start()
+	l.Eventually(testbed.Patience, "all is as before", func(ctx context.Context) error {
 		now, err := l.readOutcomes(ctx)
 		if err == nil && fmt.Sprint(now) != fmt.Sprint(outcomes) {
 			err = fmt.Errorf("%v, not %v", now, outcomes)
@@ -124,11 +123,11 @@ func TestWrongDatabase(t *testing.T) {
 
 // library opens the lab's database as a program without Kubernetes does.
 func (l *lab) library() *bmdb.Connection {
-	l.t.Helper()
-	db := bmdb.BMDB{Config: bmdb.Config{DatabaseURL: l.database, ComponentName: "test", Pool: l.namespace}}
+	l.T.Helper()
+	db := bmdb.BMDB{Config: bmdb.Config{DatabaseURL: l.Database, ComponentName: "test", Pool: l.Namespace}}
 	conn, err := db.Open(false)
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	return conn
 }
@@ -163,33 +162,33 @@ func startWipe(t *testing.T, conn *bmdb.Connection, pool string) (reason string)
 
 // copyDatabase makes a copy of a database that nobody uses at the moment, and returns its URL.
 func (l *lab) copyDatabase(database string) string {
-	l.t.Helper()
+	l.T.Helper()
 	u, err := url.Parse(database)
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
 	name := strings.TrimPrefix(u.Path, "/")
-	l.db.Reset()
+	l.DB.Reset()
 	admin := *u
 	admin.Path = "/postgres"
-	conn, err := pgx.Connect(l.t.Context(), admin.String())
+	conn, err := pgx.Connect(l.T.Context(), admin.String())
 	if err != nil {
-		l.t.Fatal(err)
+		l.T.Fatal(err)
 	}
-	defer conn.Close(context.WithoutCancel(l.t.Context()))
-	l.eventually(patience, "nobody uses the database", func(ctx context.Context) error {
+	defer conn.Close(context.WithoutCancel(l.T.Context()))
+	l.Eventually(testbed.Patience, "nobody uses the database", func(ctx context.Context) error {
 		_, err := conn.Exec(ctx, "CREATE DATABASE "+pgx.Identifier{name + "_copy"}.Sanitize()+" TEMPLATE "+pgx.Identifier{name}.Sanitize())
 		return err
 	})
-	l.t.Cleanup(func() {
-		ctx := context.WithoutCancel(l.t.Context())
+	l.T.Cleanup(func() {
+		ctx := context.WithoutCancel(l.T.Context())
 		conn, err := pgx.Connect(ctx, admin.String())
 		if err == nil {
 			_, err = conn.Exec(ctx, "DROP DATABASE "+pgx.Identifier{name + "_copy"}.Sanitize()+" WITH (FORCE)")
 			err = errors.Join(err, conn.Close(ctx))
 		}
 		if err != nil {
-			l.t.Errorf("drop copy: %v", err)
+			l.T.Errorf("drop copy: %v", err)
 		}
 	})
 	u.Path = "/" + name + "_copy"
@@ -205,18 +204,6 @@ func environWith(env []string, database string) []string {
 		}
 	}
 	return out
-}
-
-// command runs the operator's program with a command, and returns what it prints.
-func (l *lab) command(args ...string) string {
-	l.t.Helper()
-	cmd := exec.CommandContext(l.t.Context(), filepath.Join(l.programs, operatorProgram), args...)
-	cmd.Env = l.environ()
-	out, err := cmd.Output()
-	if err != nil {
-		l.t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return string(out)
 }
 
 // thisMachine is a retriever that returns one machine.

@@ -22,6 +22,7 @@ import (
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv/deployment"
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv/testbed"
 )
 
 const (
@@ -35,20 +36,20 @@ const (
 // scene is a cluster in which one claim is done and another is in the middle of work that does not come to an end.
 type scene struct {
 	*lab
-	pods []*operator
+	pods []*testbed.Operator
 	ids  string // of all machines
 	done string // the history of the claim that is done
 }
 
-var sceneMachines = append(names("fast", 2), names("slow", 3)...)
+var sceneMachines = append(testbed.Names("fast", 2), testbed.Names("slow", 3)...)
 
 // sceneManifests are what is in Git. The machines of provider slow come to an end only if they end.
 func (l *lab) sceneManifests(slow v1alpha1.SimulatedProvider) []client.Object {
-	objects := []client.Object{l.simulated("fast", v1alpha1.SimulatedProvider{}), l.simulated("slow", slow)}
+	objects := []client.Object{l.Simulated("fast", v1alpha1.SimulatedProvider{}), l.Simulated("slow", slow)}
 	for _, name := range sceneMachines {
-		objects = append(objects, l.machine(name, name[:len("fast")]))
+		objects = append(objects, l.Machine(name, name[:len("fast")]))
 	}
-	return append(objects, l.claim("done", "fast-000"), l.claim("work", names("slow", 3)...))
+	return append(objects, l.Claim("done", "fast-000"), l.Claim("work", testbed.Names("slow", 3)...))
 }
 
 // sceneViews is how many views its manifests have.
@@ -56,14 +57,14 @@ const sceneViews = 2 + 5 + 2
 
 func newScene(t *testing.T, plane *devenv.ControlPlane, flags ...string) *scene {
 	t.Helper()
-	s := &scene{lab: newLab(t, labOptions{plane: plane})}
+	s := &scene{lab: newLab(t, testbed.Options{Plane: plane})}
 	flags = append([]string{"--lease", "5s", "--resync-interval", "1s", "--cluster-id", sceneCluster}, flags...)
 	for _, name := range []string{"operator-a", "operator-b"} {
-		s.pods = append(s.pods, s.start(name, flags...))
+		s.pods = append(s.pods, s.Start(name, flags...))
 	}
-	s.create(s.sceneManifests(hanging())...)
+	s.Create(s.sceneManifests(testbed.Hanging())...)
 	s.settle()
-	s.ids, s.done = s.identities(), fmt.Sprint(s.history("done"))
+	s.ids, s.done = s.identities(), fmt.Sprint(s.History("done"))
 	return s
 }
 
@@ -75,38 +76,38 @@ func (s *scene) in(t *testing.T) *scene {
 
 // settle waits until one claim is done and the other in the middle.
 func (s *scene) settle() {
-	s.t.Helper()
-	s.awaitRecorded("fast", 2)
-	s.awaitRecorded("slow", 3)
-	s.awaitClaim("done", v1alpha1.ReasonComplete)
-	s.awaitClaim("work", v1alpha1.ReasonWorking)
-	s.awaitCount("the slow machines are worked on", 3, countOpen, "work")
+	s.T.Helper()
+	s.AwaitRecorded("fast", 2)
+	s.AwaitRecorded("slow", 3)
+	s.AwaitClaim("done", v1alpha1.ReasonComplete)
+	s.AwaitClaim("work", v1alpha1.ReasonWorking)
+	s.AwaitCount("the slow machines are worked on", 3, testbed.CountOpen, "work")
 }
 
 func (l *lab) identities() string {
-	return l.table(l.t.Context(), "SELECT machine_id, name, provider FROM machine_identities ORDER BY name")
+	return l.Table(l.T.Context(), "SELECT machine_id, name, provider FROM machine_identities ORDER BY name")
 }
 
 // unforgotten sees that machines and outcomes are as they were.
 func (s *scene) unforgotten() {
-	s.t.Helper()
+	s.T.Helper()
 	if now := s.identities(); now != s.ids {
-		s.t.Errorf("the machines were:\n%s\nand are:\n%s", s.ids, now)
+		s.T.Errorf("the machines were:\n%s\nand are:\n%s", s.ids, now)
 	}
-	if now := fmt.Sprint(s.history("done")); now != s.done {
-		s.t.Errorf("for the claim that is done the history was:\n%s\nand is:\n%s", s.done, now)
+	if now := fmt.Sprint(s.History("done")); now != s.done {
+		s.T.Errorf("for the claim that is done the history was:\n%s\nand is:\n%s", s.done, now)
 	}
 }
 
 // untouched sees for a while that the operators run, all views stay, and work goes on.
 func (s *scene) untouched(what string, views int) {
-	s.t.Helper()
-	s.always(quiet, what, func(ctx context.Context) error {
-		n, err := s.number(ctx, countViews, sceneCluster)
+	s.T.Helper()
+	s.Always(quiet, what, func(ctx context.Context) error {
+		n, err := s.Number(ctx, countViews, sceneCluster)
 		if err == nil && n != views {
 			err = fmt.Errorf("%d views are left of %d", n, views)
 		}
-		open, openErr := s.number(ctx, countOpen, "work")
+		open, openErr := s.Number(ctx, testbed.CountOpen, "work")
 		if openErr == nil && open != 3 {
 			openErr = fmt.Errorf("%d works of 3 go on", open)
 		}
@@ -116,8 +117,8 @@ func (s *scene) untouched(what string, views int) {
 
 func (s *scene) alive() error {
 	for _, o := range s.pods {
-		if !o.running() {
-			return fmt.Errorf("%s has ended: %w", o.name, o.process.Err())
+		if !o.Running() {
+			return fmt.Errorf("%s has ended: %w", o.Name, o.Process.Err())
 		}
 	}
 	return nil
@@ -136,26 +137,26 @@ func TestClusterMisbehaves(t *testing.T) {
 
 // revoke takes the operator's rights in the whole cluster.
 func (s *scene) revoke() {
-	s.t.Helper()
-	objects, err := deployment.Build(s.t.Context(), s.plane, "config/default")
+	s.T.Helper()
+	objects, err := deployment.Build(s.T.Context(), s.Plane, "config/default")
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 	for _, o := range objects {
 		if o.GetKind() == "ClusterRoleBinding" {
-			s.remove(o)
+			s.Remove(o)
 		}
 	}
-	s.eventually(patience, "the operator has no rights", func(ctx context.Context) error {
-		config, err := deployment.OperatorConfig(ctx, s.plane)
+	s.Eventually(testbed.Patience, "the operator has no rights", func(ctx context.Context) error {
+		config, err := deployment.OperatorConfig(ctx, s.Plane)
 		if err != nil {
 			return err
 		}
-		c, err := client.New(config, client.Options{Scheme: s.client.Scheme()})
+		c, err := client.New(config, client.Options{Scheme: s.Client.Scheme()})
 		if err != nil {
 			return err
 		}
-		if err := c.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: "fast-000"}, &v1alpha1.Machine{}); !apierrors.IsForbidden(err) {
+		if err := c.Get(ctx, client.ObjectKey{Namespace: s.Namespace, Name: "fast-000"}, &v1alpha1.Machine{}); !apierrors.IsForbidden(err) {
 			return fmt.Errorf("it gets a machine: %w", err)
 		}
 		return nil
@@ -165,14 +166,14 @@ func (s *scene) revoke() {
 // testRightsLost: an object that is deleted while the operator may not look is not taken for gone before it may look again.
 func (s *scene) testRightsLost() {
 	s.revoke()
-	gone := s.machine("fast-001", "fast")
-	s.remove(gone)
-	s.awaitGone(gone)
+	gone := s.Machine("fast-001", "fast")
+	s.Remove(gone)
+	s.AwaitGone(gone)
 	s.untouched("the operator lost its rights", sceneViews)
-	s.deploy()
-	s.awaitCount("the view of what is gone has ended", sceneViews-1, countViews, sceneCluster)
-	s.create(s.machine("fast-001", "fast"))
-	s.awaitRecorded("fast", 2)
+	s.Deploy()
+	s.AwaitCount("the view of what is gone has ended", sceneViews-1, countViews, sceneCluster)
+	s.Create(s.Machine("fast-001", "fast"))
+	s.AwaitRecorded("fast", 2)
 	s.unforgotten()
 }
 
@@ -187,20 +188,20 @@ func (s *scene) testKindsNotServed() {
 
 // done001 sees that the operators work.
 func (s *scene) done001(claim string) {
-	s.t.Helper()
-	s.create(s.claim(claim, "fast-001"))
-	s.awaitClaim(claim, v1alpha1.ReasonComplete)
-	s.remove(s.claim(claim))
-	s.awaitGone(s.claim(claim))
-	s.awaitCount("its view has ended", sceneViews, countViews, sceneCluster)
+	s.T.Helper()
+	s.Create(s.Claim(claim, "fast-001"))
+	s.AwaitClaim(claim, v1alpha1.ReasonComplete)
+	s.Remove(s.Claim(claim))
+	s.AwaitGone(s.Claim(claim))
+	s.AwaitCount("its view has ended", sceneViews, countViews, sceneCluster)
 }
 
 // definitions are the CRDs.
 func (s *scene) definitions() []client.Object {
-	s.t.Helper()
-	objects, err := deployment.Build(s.t.Context(), s.plane, "config/crd")
+	s.T.Helper()
+	objects, err := deployment.Build(s.T.Context(), s.Plane, "config/crd")
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 	var list []client.Object
 	for _, o := range objects {
@@ -211,16 +212,16 @@ func (s *scene) definitions() []client.Object {
 
 // serve says in the CRDs whether their version is served.
 func (s *scene) serve(served bool) {
-	s.t.Helper()
+	s.T.Helper()
 	patch := fmt.Appendf(nil, `[{"op": "replace", "path": "/spec/versions/0/served", "value": %t}]`, served)
 	for _, d := range s.definitions() {
-		if err := s.client.Patch(s.t.Context(), d, client.RawPatch("application/json-patch+json", patch)); err != nil {
-			s.t.Fatal(err)
+		if err := s.Client.Patch(s.T.Context(), d, client.RawPatch("application/json-patch+json", patch)); err != nil {
+			s.T.Fatal(err)
 		}
 	}
-	s.eventually(patience, fmt.Sprintf("all kinds are served: %t", served), func(ctx context.Context) error {
+	s.Eventually(testbed.Patience, fmt.Sprintf("all kinds are served: %t", served), func(ctx context.Context) error {
 		for _, list := range []client.ObjectList{&v1alpha1.MachineList{}, &v1alpha1.WorkClaimList{}, &v1alpha1.ProviderConfigList{}} {
-			if err := s.client.List(ctx, list, client.InNamespace(s.namespace)); (err == nil) != served {
+			if err := s.Client.List(ctx, list, client.InNamespace(s.Namespace)); (err == nil) != served {
 				return fmt.Errorf("%T: %w", list, err)
 			}
 		}
@@ -230,12 +231,12 @@ func (s *scene) serve(served bool) {
 
 // awaitUndefined waits until the CRDs, and so all objects, are gone.
 func (s *scene) awaitUndefined(definitions []client.Object) {
-	s.t.Helper()
+	s.T.Helper()
 	for _, d := range definitions {
-		s.eventually(patience, "definition "+d.GetName()+" is gone", func(ctx context.Context) error {
+		s.Eventually(testbed.Patience, "definition "+d.GetName()+" is gone", func(ctx context.Context) error {
 			there := &unstructured.Unstructured{}
 			there.SetGroupVersionKind(schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"})
-			if err := s.client.Get(ctx, client.ObjectKeyFromObject(d), there); !apierrors.IsNotFound(err) {
+			if err := s.Client.Get(ctx, client.ObjectKeyFromObject(d), there); !apierrors.IsNotFound(err) {
 				return errors.Join(err, fmt.Errorf("it is there, with finalizers %v", there.GetFinalizers()))
 			}
 			return nil
@@ -245,13 +246,13 @@ func (s *scene) awaitUndefined(definitions []client.Object) {
 
 // define installs the CRDs again.
 func (s *scene) define() {
-	s.t.Helper()
+	s.T.Helper()
 	root, err := devenv.ModuleRoot()
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
-	if err := s.plane.InstallCRDs(s.t.Context(), filepath.Join(root, "config", "crd", "bases")); err != nil {
-		s.t.Fatal(err)
+	if err := s.Plane.InstallCRDs(s.T.Context(), filepath.Join(root, "config", "crd", "bases")); err != nil {
+		s.T.Fatal(err)
 	}
 }
 
@@ -259,32 +260,32 @@ func (s *scene) define() {
 // back, all is as before.
 func (s *scene) testDefinitionsDeleted() {
 	definitions := s.definitions()
-	s.remove(definitions...)
+	s.Remove(definitions...)
 	s.awaitUndefined(definitions)
-	s.awaitCount("no machine is held", 0, countOpen, "work")
-	s.always(quiet, "nothing has objects", func(ctx context.Context) error {
-		n, err := s.number(ctx, countOpen, "work")
+	s.AwaitCount("no machine is held", 0, testbed.CountOpen, "work")
+	s.Always(quiet, "nothing has objects", func(ctx context.Context) error {
+		n, err := s.Number(ctx, testbed.CountOpen, "work")
 		if err == nil && n != 0 {
 			err = fmt.Errorf("%d works were started", n)
 		}
 		return errors.Join(err, s.alive())
 	})
-	for name, events := range s.history("work") {
-		if got := eventNames(events); got != "Started Canceled" {
-			s.t.Errorf("machine %s: %s", name, got)
+	for name, events := range s.History("work") {
+		if got := testbed.EventNames(events); got != "Started Canceled" {
+			s.T.Errorf("machine %s: %s", name, got)
 		}
 	}
 	s.unforgotten()
 	s.define()
-	s.create(s.sceneManifests(hanging())...)
+	s.Create(s.sceneManifests(testbed.Hanging())...)
 	s.settle()
 	s.unforgotten()
 	if err := s.alive(); err != nil {
-		s.t.Error(err)
+		s.T.Error(err)
 	}
 	for _, o := range s.pods {
-		if err := o.ready(s.t.Context()); err != nil {
-			s.t.Errorf("%s is not ready: %v", o.name, err)
+		if err := o.Ready(s.T.Context()); err != nil {
+			s.T.Errorf("%s is not ready: %v", o.Name, err)
 		}
 	}
 }
@@ -294,35 +295,35 @@ func (s *scene) testDefinitionsDeleted() {
 func (s *scene) testUninstalledInDisorder() {
 	s.revoke()
 	definitions := s.definitions()
-	s.remove(definitions...)
+	s.Remove(definitions...)
 	for _, o := range s.pods {
-		o.terminate()
+		o.Terminate()
 	}
-	s.awaitCount("no machine is held", 0, countOpen, "work")
-	admin := filepath.Join(s.dir, "admin.kubeconfig")
-	if err := s.plane.Kubeconfig(admin); err != nil {
-		s.t.Fatal(err)
+	s.AwaitCount("no machine is held", 0, testbed.CountOpen, "work")
+	admin := filepath.Join(s.Dir, "admin.kubeconfig")
+	if err := s.Plane.Kubeconfig(admin); err != nil {
+		s.T.Fatal(err)
 	}
-	release := exec.CommandContext(s.t.Context(), filepath.Join(s.programs, operatorProgram), "release-finalizers", "--yes", "--kubeconfig", admin)
-	release.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.dir}
+	release := exec.CommandContext(s.T.Context(), filepath.Join(s.Programs, testbed.OperatorProgram), "release-finalizers", "--yes", "--kubeconfig", admin)
+	release.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.Dir}
 	if out, err := release.CombinedOutput(); err != nil {
-		s.t.Fatalf("release finalizers: %v\n%s", err, out)
+		s.T.Fatalf("release finalizers: %v\n%s", err, out)
 	}
 	s.awaitUndefined(definitions)
 	s.unforgotten()
 
 	s.define()
-	s.deploy()
-	s.create(s.sceneManifests(latency(100 * time.Millisecond))...)
+	s.Deploy()
+	s.Create(s.sceneManifests(testbed.Latency(100 * time.Millisecond))...)
 	for _, o := range s.pods {
-		o.start()
+		o.Start()
 	}
-	s.awaitClaim("work", v1alpha1.ReasonComplete)
-	s.awaitClaim("done", v1alpha1.ReasonComplete)
-	s.awaitRecorded("fast", 2)
+	s.AwaitClaim("work", v1alpha1.ReasonComplete)
+	s.AwaitClaim("done", v1alpha1.ReasonComplete)
+	s.AwaitRecorded("fast", 2)
 	s.unforgotten()
-	if err := s.broken(s.t.Context(), append(rules(), rulesAtRest()...)); err != nil {
-		s.t.Error(err)
+	if err := s.Broken(s.T.Context(), append(testbed.Rules(), testbed.RulesAtRest()...)); err != nil {
+		s.T.Error(err)
 	}
 }
 
@@ -331,26 +332,26 @@ func TestNamespacesNarrowed(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, nil)
 	for _, o := range s.pods {
-		o.terminate()
+		o.Terminate()
 	}
-	gone := []client.Object{s.machine("fast-001", "fast"), s.claim("done"), s.simulated("fast", v1alpha1.SimulatedProvider{})}
-	s.remove(gone...)
-	s.awaitGone(gone...)
-	elsewhere := s.operator("operator-elsewhere", "--lease", "5s", "--resync-interval", "1s", "--cluster-id", sceneCluster)
-	elsewhere.flags[slices.Index(elsewhere.flags, s.namespace)] = "elsewhere" // a second flag would add to the first
-	elsewhere.start()
-	s.always(quiet, "another namespace is served", func(ctx context.Context) error {
-		n, err := s.number(ctx, countViews, sceneCluster)
+	gone := []client.Object{s.Machine("fast-001", "fast"), s.Claim("done"), s.Simulated("fast", v1alpha1.SimulatedProvider{})}
+	s.Remove(gone...)
+	s.AwaitGone(gone...)
+	elsewhere := s.Operator("operator-elsewhere", "--lease", "5s", "--resync-interval", "1s", "--cluster-id", sceneCluster)
+	elsewhere.Flags[slices.Index(elsewhere.Flags, s.Namespace)] = "elsewhere" // a second flag would add to the first
+	elsewhere.Start()
+	s.Always(quiet, "another namespace is served", func(ctx context.Context) error {
+		n, err := s.Number(ctx, countViews, sceneCluster)
 		if err == nil && n != sceneViews {
 			err = fmt.Errorf("%d views are left of %d", n, sceneViews)
 		}
 		return err
 	})
-	elsewhere.terminate()
+	elsewhere.Terminate()
 	for _, o := range s.pods {
-		o.start()
+		o.Start()
 	}
-	s.awaitCount("the views of what is gone have ended", sceneViews-len(gone), countViews, sceneCluster)
+	s.AwaitCount("the views of what is gone have ended", sceneViews-len(gone), countViews, sceneCluster)
 	s.unforgotten()
 }
 
@@ -360,47 +361,47 @@ func TestEmptyAPIServer(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, nil)
 	for _, o := range s.pods {
-		if !o.kill() {
-			t.Errorf("%s was not killed", o.name)
+		if !o.Kill() {
+			t.Errorf("%s was not killed", o.Name)
 		}
 	}
-	empty := newLab(t, labOptions{plane: newPlane(t), database: s.database, namespace: s.namespace})
-	o := empty.start("operator-empty", "--lease", "5s", "--resync-interval", "1s", "--cluster-id", sceneCluster)
-	empty.always(quiet, "the API server is empty", func(ctx context.Context) error {
-		n, err := empty.number(ctx, countViews, sceneCluster)
+	empty := newLab(t, testbed.Options{Plane: newPlane(t), Database: s.Database, Namespace: s.Namespace})
+	o := empty.Start("operator-empty", "--lease", "5s", "--resync-interval", "1s", "--cluster-id", sceneCluster)
+	empty.Always(quiet, "the API server is empty", func(ctx context.Context) error {
+		n, err := empty.Number(ctx, countViews, sceneCluster)
 		if err == nil && n != sceneViews {
 			err = fmt.Errorf("%d views are left of %d", n, sceneViews)
 		}
 		return err
 	})
-	if n := empty.count("SELECT count(*) FROM claims WHERE claim_key = 'work' AND state = 'Running'"); n != 1 {
-		t.Errorf("the claim's row: %s", empty.table(t.Context(), "SELECT claim_key, state FROM claims"))
+	if n := empty.Count("SELECT count(*) FROM claims WHERE claim_key = 'work' AND state = 'Running'"); n != 1 {
+		t.Errorf("the claim's row: %s", empty.Table(t.Context(), "SELECT claim_key, state FROM claims"))
 	}
 	renamed := empty.boxed("renamed", "fast-001", "")
 	renamed.Spec.ProviderRef.Name = "fast"
 	var manifests []client.Object
-	for _, object := range empty.sceneManifests(latency(100 * time.Millisecond)) {
+	for _, object := range empty.sceneManifests(testbed.Latency(100 * time.Millisecond)) {
 		if object.GetName() == "fast-001" {
 			object = renamed
 		}
 		manifests = append(manifests, object)
 	}
-	empty.create(manifests...)
-	empty.awaitClaim("work", v1alpha1.ReasonComplete)
-	empty.awaitClaim("done", v1alpha1.ReasonComplete)
-	empty.awaitRecorded("fast", 2)
-	if now := fmt.Sprint(empty.history("done")); now != s.done {
+	empty.Create(manifests...)
+	empty.AwaitClaim("work", v1alpha1.ReasonComplete)
+	empty.AwaitClaim("done", v1alpha1.ReasonComplete)
+	empty.AwaitRecorded("fast", 2)
+	if now := fmt.Sprint(empty.History("done")); now != s.done {
 		t.Errorf("for the claim that is done the history was:\n%s\nand is:\n%s", s.done, now)
 	}
-	if n := empty.count("SELECT count(*) FROM machines"); n != len(sceneMachines) {
+	if n := empty.Count("SELECT count(*) FROM machines"); n != len(sceneMachines) {
 		t.Errorf("there are %d machines, want %d", n, len(sceneMachines))
 	}
-	empty.remove(renamed)
-	empty.awaitCount("the view of what is deleted has ended", sceneViews-1, countViews, sceneCluster)
-	if !o.running() {
-		t.Errorf("the operator has ended: %v", o.process.Err())
+	empty.Remove(renamed)
+	empty.AwaitCount("the view of what is deleted has ended", sceneViews-1, countViews, sceneCluster)
+	if !o.Running() {
+		t.Errorf("the operator has ended: %v", o.Process.Err())
 	}
-	if err := empty.broken(t.Context(), append(rules(), rulesAtRest()...)); err != nil {
+	if err := empty.Broken(t.Context(), append(testbed.Rules(), testbed.RulesAtRest()...)); err != nil {
 		t.Error(err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv/testbed"
 )
 
 // TestHandOver ends the operator that works, in the orderly way: its machines are not waited for until a lease is over, the other
@@ -18,20 +19,20 @@ import (
 func TestHandOver(t *testing.T) {
 	t.Parallel()
 	const lease = 30 * time.Second
-	l := newLab(t, labOptions{})
-	a, b := l.start("operator-a", "--lease", lease.String()), l.start("operator-b", "--lease", lease.String())
-	l.create(l.simulated("sim", latency(6*time.Second)))
-	machines := names("sim", 5)
-	l.createFleet("sim", machines...)
-	l.create(l.claim("work", machines...))
-	l.awaitCount("all machines are worked on", len(machines), countOpen, "work")
+	l := newLab(t, testbed.Options{})
+	a, b := l.Start("operator-a", "--lease", lease.String()), l.Start("operator-b", "--lease", lease.String())
+	l.Create(l.Simulated("sim", testbed.Latency(6*time.Second)))
+	machines := testbed.Names("sim", 5)
+	l.CreateFleet("sim", machines...)
+	l.Create(l.Claim("work", machines...))
+	l.AwaitCount("all machines are worked on", len(machines), testbed.CountOpen, "work")
 
-	owner, other := l.ownerOf("work", a, b)
-	owner.terminate()
-	l.awaitClaim("work", v1alpha1.ReasonComplete)
+	owner, other := l.OwnerOf("work", a, b)
+	owner.Terminate()
+	l.AwaitClaim("work", v1alpha1.ReasonComplete)
 
 	handed := 0
-	for name, events := range l.history("work") {
+	for name, events := range l.History("work") {
 		if last := events[len(events)-1]; last.Event != "Finished" {
 			t.Errorf("machine %s ended with %s", name, last.Event)
 		}
@@ -39,7 +40,7 @@ func TestHandOver(t *testing.T) {
 			switch {
 			case e.Event == "Lost" || e.Event == "Failed":
 				t.Errorf("work on machine %s is %s: %s", name, e.Event, e.Cause)
-			case e.Event == "Started" && e.Pod == other.name && i > 0:
+			case e.Event == "Started" && e.Pod == other.Name && i > 0:
 				handed++
 				// It takes about a second. This is far below what waiting for the lease would be, and far above what busy cores make of it.
 				if gap := e.At.Sub(events[i-1].At); gap > lease/3 {
@@ -53,10 +54,10 @@ func TestHandOver(t *testing.T) {
 	if handed == 0 {
 		t.Error("no machine was handed over")
 	}
-	if n := l.count("SELECT count(*) FROM sessions WHERE session_end_reason = 'closed'"); n != 1 {
-		t.Errorf("%d sessions were closed, want that of %s", n, owner.name)
+	if n := l.Count("SELECT count(*) FROM sessions WHERE session_end_reason = 'closed'"); n != 1 {
+		t.Errorf("%d sessions were closed, want that of %s", n, owner.Name)
 	}
-	if err := l.broken(t.Context(), append(rules(), rulesAtRest()...)); err != nil {
+	if err := l.Broken(t.Context(), append(testbed.Rules(), testbed.RulesAtRest()...)); err != nil {
 		t.Error(err)
 	}
 }
@@ -66,50 +67,50 @@ func TestHandOver(t *testing.T) {
 func TestStoppedPod(t *testing.T) {
 	t.Parallel()
 	const takes = 5 * time.Second
-	l := newLab(t, labOptions{})
-	a, b := l.start("operator-a", "--lease", "3s"), l.start("operator-b", "--lease", "3s")
-	l.create(l.simulated("sim", latency(takes)))
-	machines := names("sim", 5)
-	l.createFleet("sim", machines...)
-	l.create(l.claim("work", machines...))
-	l.awaitCount("all machines are worked on", len(machines), countOpen, "work")
+	l := newLab(t, testbed.Options{})
+	a, b := l.Start("operator-a", "--lease", "3s"), l.Start("operator-b", "--lease", "3s")
+	l.Create(l.Simulated("sim", testbed.Latency(takes)))
+	machines := testbed.Names("sim", 5)
+	l.CreateFleet("sim", machines...)
+	l.Create(l.Claim("work", machines...))
+	l.AwaitCount("all machines are worked on", len(machines), testbed.CountOpen, "work")
 
-	sleeper, other := l.ownerOf("work", a, b)
-	sleeper.signal(syscall.SIGSTOP)
-	l.awaitCount("the works of the one that sleeps are lost", len(machines), countOf, "work", "Lost")
-	l.awaitCount("the other one works on the machines", 0,
+	sleeper, other := l.OwnerOf("work", a, b)
+	sleeper.Signal(syscall.SIGSTOP)
+	l.AwaitCount("the works of the one that sleeps are lost", len(machines), testbed.CountOf, "work", "Lost")
+	l.AwaitCount("the other one works on the machines", 0,
 		`SELECT count(*) FROM machine_identities i WHERE NOT EXISTS (SELECT 1 FROM work_history h JOIN sessions s ON s.session_id = h.session_id
-			WHERE h.machine_id = i.machine_id AND h.event = 'Started' AND s.session_runtime_info = $1)`, other.name)
-	l.awaitCount("the works of the one that sleeps would have come to their next step", 0,
+			WHERE h.machine_id = i.machine_id AND h.event = 'Started' AND s.session_runtime_info = $1)`, other.Name)
+	l.AwaitCount("the works of the one that sleeps would have come to their next step", 0,
 		`SELECT count(*) FROM work_history h JOIN sessions s ON s.session_id = h.session_id
-			WHERE h.event = 'Started' AND s.session_runtime_info = $1 AND h.timestamp > clock_timestamp() - $2 * interval '1 second'`, sleeper.name, takes.Seconds()+1)
-	asleep := sleeper.logEnd()
-	sleeper.signal(syscall.SIGCONT)
+			WHERE h.event = 'Started' AND s.session_runtime_info = $1 AND h.timestamp > clock_timestamp() - $2 * interval '1 second'`, sleeper.Name, takes.Seconds()+1)
+	asleep := sleeper.LogEnd()
+	sleeper.Signal(syscall.SIGCONT)
 
-	l.eventually(patience, "works of the one that slept end", func(context.Context) error {
-		if n := len(sleeper.endsOf("work", asleep)); n != len(machines) {
+	l.Eventually(testbed.Patience, "works of the one that slept end", func(context.Context) error {
+		if n := len(sleeper.EndsOf("work", asleep)); n != len(machines) {
 			return fmt.Errorf("%d of %d have", n, len(machines))
 		}
 		return nil
 	})
-	for work, entries := range sleeper.endsOf("work", asleep) {
+	for work, entries := range sleeper.EndsOf("work", asleep) {
 		for _, e := range entries {
-			if e.text("end") != "" {
+			if e.Text("end") != "" {
 				t.Errorf("the one that slept took another step with work %s, and tried to end it: %v", work, e)
 			}
 		}
 	}
-	l.awaitClaim("work", v1alpha1.ReasonComplete)
-	for name, events := range l.history("work") {
-		if got := eventNames(events); got != "Started Lost Started Finished" {
+	l.AwaitClaim("work", v1alpha1.ReasonComplete)
+	for name, events := range l.History("work") {
+		if got := testbed.EventNames(events); got != "Started Lost Started Finished" {
 			t.Errorf("machine %s: %s", name, got)
 		}
-		if last := events[len(events)-1]; last.Pod != other.name {
+		if last := events[len(events)-1]; last.Pod != other.Name {
 			t.Errorf("machine %s was finished by %s", name, last.Pod)
 		}
 	}
-	l.eventually(patience, "the one that slept is ready again", sleeper.ready)
-	if err := l.broken(t.Context(), append(rules(), rulesAtRest()...)); err != nil {
+	l.Eventually(testbed.Patience, "the one that slept is ready again", sleeper.Ready)
+	if err := l.Broken(t.Context(), append(testbed.Rules(), testbed.RulesAtRest()...)); err != nil {
 		t.Error(err)
 	}
 }

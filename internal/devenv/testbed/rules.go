@@ -1,7 +1,7 @@
 // Copyright The BMDB Operator Authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package e2e_test
+package testbed
 
 import (
 	"context"
@@ -9,15 +9,13 @@ import (
 	"fmt"
 	"strings"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // rule is something that never happens: a query that finds where it did. It sees one moment.
-type rule struct{ what, query string }
+type rule struct{ What, Query string }
 
-// rules hold at any moment, whatever happens to operators.
-func rules() []rule {
+// Rules hold at any moment, whatever happens to operators.
+func Rules() []rule {
 	return []rule{
 		{"two works hold one slot of a machine (I1)", `
 			SELECT machine_id, slot, count(*) FROM work WHERE work_id IS NOT NULL GROUP BY 1, 2 HAVING count(*) > 1`},
@@ -66,8 +64,8 @@ func rules() []rule {
 	}
 }
 
-// rulesAtRest hold when all claims are over.
-func rulesAtRest() []rule {
+// RulesAtRest hold when all claims are over.
+func RulesAtRest() []rule {
 	return []rule{
 		{"a work is still open", "SELECT machine_id, process, claim_key FROM work WHERE work_id IS NOT NULL"},
 		{"a slot of a limit is not free", "SELECT limit_id, n, work_id FROM limit_slots WHERE work_id IS NOT NULL"},
@@ -83,28 +81,28 @@ func rulesAtRest() []rule {
 	}
 }
 
-// broken returns an error that shows where rules are broken. It is safe for concurrent use.
-func (l *lab) broken(ctx context.Context, rules []rule) error {
+// Broken returns an error that shows where rules are broken. It is safe for concurrent use.
+func (l *Lab) Broken(ctx context.Context, rules []rule) error {
 	var errs []error
 	for _, r := range rules {
-		rows, err := l.db.Query(ctx, r.query)
+		rows, err := l.DB.Query(ctx, r.Query)
 		if err != nil {
-			return fmt.Errorf("ask whether %s: %w", r.what, err)
+			return fmt.Errorf("ask whether %s: %w", r.What, err)
 		}
 		var found []string
 		for rows.Next() {
 			values, err := rows.Values()
 			if err != nil {
 				rows.Close()
-				return fmt.Errorf("ask whether %s: %w", r.what, err)
+				return fmt.Errorf("ask whether %s: %w", r.What, err)
 			}
 			found = append(found, fmt.Sprint(values))
 		}
 		if err := rows.Err(); err != nil {
-			return fmt.Errorf("ask whether %s: %w", r.what, err)
+			return fmt.Errorf("ask whether %s: %w", r.What, err)
 		}
 		if len(found) > 0 {
-			errs = append(errs, fmt.Errorf("%s: %d times, as in %s", r.what, len(found), strings.Join(found[:min(len(found), 3)], " ")))
+			errs = append(errs, fmt.Errorf("%s: %d times, as in %s", r.What, len(found), strings.Join(found[:min(len(found), 3)], " ")))
 		}
 	}
 	return errors.Join(errs...)
@@ -113,9 +111,9 @@ func (l *lab) broken(ctx context.Context, rules []rule) error {
 // watchInterval is between two looks at the rules. Most of them look at the whole history, so that a moment that was missed is seen later.
 const watchInterval = time.Second / 2
 
-// watch asks for broken rules again and again until the returned function is called, which fails the test for all that was found.
-func (l *lab) watch(rules []rule) (stop func()) {
-	ctx, cancel := context.WithCancel(l.t.Context())
+// Watch asks for broken rules again and again until the returned function is called, which fails the test for all that was found.
+func (l *Lab) Watch(rules []rule) (stop func()) {
+	ctx, cancel := context.WithCancel(l.T.Context())
 	done := make(chan struct{})
 	var looks int
 	var errs []error
@@ -124,7 +122,7 @@ func (l *lab) watch(rules []rule) (stop func()) {
 		ticker := time.NewTicker(watchInterval)
 		defer ticker.Stop()
 		for ctx.Err() == nil {
-			if err := l.broken(ctx, rules); err != nil && ctx.Err() == nil {
+			if err := l.Broken(ctx, rules); err != nil && ctx.Err() == nil {
 				errs = append(errs, fmt.Errorf("at %s: %w", time.Now().UTC().Format("15:04:05.000"), err))
 			}
 			looks++
@@ -135,119 +133,12 @@ func (l *lab) watch(rules []rule) (stop func()) {
 		}
 	}()
 	return func() {
-		l.t.Helper()
+		l.T.Helper()
 		cancel()
 		<-done
 		for _, err := range errs[:min(len(errs), 10)] {
-			l.t.Error(err)
+			l.T.Error(err)
 		}
-		l.t.Logf("looked at the rules %d times while operators ran", looks)
+		l.T.Logf("looked at the rules %d times while operators ran", looks)
 	}
-}
-
-// number returns the answer of a query that counts. It is safe for concurrent use.
-func (l *lab) number(ctx context.Context, query string, args ...any) (int, error) {
-	var n int
-	if err := l.db.QueryRow(ctx, query, args...).Scan(&n); err != nil {
-		return 0, fmt.Errorf("ask %q: %w", query, err)
-	}
-	return n, nil
-}
-
-// count is number for the test's goroutine.
-func (l *lab) count(query string, args ...any) int {
-	l.t.Helper()
-	n, err := l.number(l.t.Context(), query, args...)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	return n
-}
-
-// awaitCount waits until a query that counts has an answer.
-func (l *lab) awaitCount(what string, want int, query string, args ...any) {
-	l.t.Helper()
-	l.eventually(patience, what, func(ctx context.Context) error {
-		n, err := l.number(ctx, query, args...)
-		if err == nil && n != want {
-			err = fmt.Errorf("there are %d, want %d", n, want)
-		}
-		return err
-	})
-}
-
-// awaitSome waits until a query that counts finds something.
-func (l *lab) awaitSome(what, query string, args ...any) {
-	l.t.Helper()
-	l.eventually(patience, what, func(ctx context.Context) error { return l.some(ctx, query, args...) })
-}
-
-const (
-	countOpen = "SELECT count(*) FROM work WHERE claim_key = $1 AND work_id IS NOT NULL"
-	countOf   = "SELECT count(*) FROM work_history WHERE claim_key = $1 AND event = $2"
-)
-
-// event is a row of the history.
-type event struct {
-	Machine string // its name
-	Event   string
-	Fence   int64
-	Pod     string // that the session is of
-	At      time.Time
-	Cause   string
-}
-
-// history returns what was done for a claim: by machine, in order.
-func (l *lab) history(claim string) map[string][]event {
-	l.t.Helper()
-	rows, err := l.db.Query(l.t.Context(), `
-		SELECT i.name, h.event, h.fence, s.session_runtime_info, h.timestamp, COALESCE(h.failed_cause, '')
-		FROM work_history h JOIN machine_identities i ON i.machine_id = h.machine_id JOIN sessions s ON s.session_id = h.session_id
-		WHERE h.claim_key = $1 ORDER BY i.name, h.fence, h.phase`, claim)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	events, err := pgx.CollectRows(rows, pgx.RowToStructByPos[event])
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	history := map[string][]event{}
-	for _, e := range events {
-		history[e.Machine] = append(history[e.Machine], e)
-	}
-	return history
-}
-
-// eventNames are what happened, without the rest.
-func eventNames(events []event) string {
-	var list []string
-	for _, e := range events {
-		list = append(list, e.Event)
-	}
-	return strings.Join(list, " ")
-}
-
-// ownerOf returns the operator that owns a claim, of those given.
-func (l *lab) ownerOf(claim string, operators ...*operator) (owner, other *operator) {
-	l.t.Helper()
-	l.eventually(patience, "claim "+claim+" is owned", func(ctx context.Context) error {
-		var info string
-		if err := l.db.QueryRow(ctx, `SELECT s.session_runtime_info FROM claims c JOIN sessions s ON s.session_id = c.owner_session
-			WHERE c.claim_key = $1 AND s.session_ended_at IS NULL`, claim).Scan(&info); err != nil {
-			return err
-		}
-		owner, other = nil, nil
-		for _, o := range operators {
-			if info == o.name {
-				owner = o
-			} else {
-				other = o
-			}
-		}
-		if owner == nil {
-			return fmt.Errorf("by %q", info)
-		}
-		return nil
-	})
-	return owner, other
 }

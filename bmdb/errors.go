@@ -38,7 +38,7 @@ var (
 
 	// ErrSchemaTooOld is returned by Open when the database's schema is older than this version of the library works with.
 	ErrSchemaTooOld = errors.New("database schema is too old for this version: run the migration first")
-	// ErrSchemaTooNew is returned by Open when the database's schema is newer than this version of the library works with.
+	// ErrSchemaTooNew is returned by Open and by StartSession when the database's schema is newer than this version of the library works with.
 	ErrSchemaTooNew = errors.New("database schema is too new for this version: run a newer version of this program")
 )
 

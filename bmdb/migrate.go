@@ -35,11 +35,23 @@ type Status struct {
 // one that it does not know, unless the schema itself says that it may work with it: pods of two versions work side by side while the one
 // replaces the other.
 func (s Status) compatible(minimum, latest int64) error {
+	if err := stands(s.Oldest, latest); err != nil {
+		return err
+	}
 	switch {
 	case s.Version < minimum:
 		return fmt.Errorf("schema version is %d, this version works with %d to %d: %w", s.Version, minimum, latest, ErrSchemaTooOld)
-	case s.Version > latest && (s.Oldest == 0 || s.Oldest > latest):
+	case s.Version > latest && s.Oldest == 0:
 		return fmt.Errorf("schema version is %d, this version works with %d to %d: %w", s.Version, minimum, latest, ErrSchemaTooNew)
+	}
+	return nil
+}
+
+// stands tells whether a version of the library that knows the schemas up to latest may work with a schema that says oldest. It is said before
+// the migrations that make it necessary are begun, so that the schema's own version proves nothing against it.
+func stands(oldest, latest int64) error {
+	if oldest > latest {
+		return fmt.Errorf("the schema is migrated for programs that know version %d at least, and this one knows %d: %w", oldest, latest, ErrSchemaTooNew)
 	}
 	return nil
 }
@@ -65,7 +77,7 @@ func migrate(ctx context.Context, databaseURL string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	if status.Version > migrations.Latest {
+	if status.Version > migrations.Latest || status.Oldest > migrations.Latest {
 		log.InfoContext(ctx, "the schema is newer; it stays as it is", "version", status.Version, "oldest", status.Oldest)
 		return status.compatible(migrations.Minimum, migrations.Latest)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
 	"github.com/bmdb-dev/bmdb-operator/bmdb/bmdbtest"
 	"github.com/bmdb-dev/bmdb-operator/bmdb/migrations"
+	"github.com/bmdb-dev/bmdb-operator/bmdb/model"
 )
 
 // emptyDatabase makes a database without a schema, beside one that bmdbtest made and drops with it.
@@ -129,6 +130,54 @@ func TestNewerSchema(t *testing.T) {
 	if err := open(); !errors.Is(err, bmdb.ErrSchemaTooNew) {
 		t.Errorf("open of a newer schema that says nothing: %v, want ErrSchemaTooNew", err)
 	}
+}
+
+// A newer version has said that it will migrate, and has not come to it: who could not stand the migrations does not begin before them.
+func TestMigrationIsAhead(t *testing.T) {
+	t.Parallel()
+	url := bmdbtest.NewURL(t)
+	db := connect(t, url)
+	if _, err := db.Exec(t.Context(), "UPDATE schema_compatibility SET oldest = $1", migrations.Latest+1); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := (&bmdb.BMDB{Config: bmdb.Config{DatabaseURL: url}}).Open(false); !errors.Is(err, bmdb.ErrSchemaTooNew) {
+		t.Errorf("open: %v, want ErrSchemaTooNew", err)
+		if err == nil {
+			c.Close()
+		}
+	}
+	if err := bmdb.Migrate(t.Context(), url, slog.New(slog.DiscardHandler)); !errors.Is(err, bmdb.ErrSchemaTooNew) {
+		t.Errorf("migrate: %v, want ErrSchemaTooNew", err)
+	}
+}
+
+// A newer version migrates while programs run: theirs go on and end as they would, and nothing new is begun until that is taken back.
+func TestSchemaMigratedUnderSessions(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	s := l.session()
+	machine := provided(t, s, "1")
+	work := l.work(s, model.ProcessAgentStart, machine)
+	l.exec("UPDATE schema_compatibility SET oldest = $1", migrations.Latest+1)
+	sessions := l.int("SELECT count(*) FROM sessions")
+	if s, err := l.conn.StartSession(t.Context()); !errors.Is(err, bmdb.ErrSchemaTooNew) {
+		t.Errorf("start of a session: %v, want ErrSchemaTooNew", err)
+		if err == nil {
+			_ = s.Close(t.Context())
+		}
+	}
+	if n := l.int("SELECT count(*) FROM sessions"); n != sessions {
+		t.Errorf("%d sessions were made", n-sessions)
+	}
+	if err := s.Beat(t.Context()); err != nil {
+		t.Errorf("beat of a session that lives: %v", err)
+	}
+	work.Cancel(t.Context())
+	if end := l.end(work.ID()); end != bmdb.EventCanceled {
+		t.Errorf("work that went on ended with %q", end)
+	}
+	l.exec("UPDATE schema_compatibility SET oldest = $1", migrations.Latest)
+	l.session()
 }
 
 // What code must know of a schema only grows, whoever migrates.

@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/bmdb-dev/bmdb-operator/bmdb/migrations"
 	"github.com/bmdb-dev/bmdb-operator/bmdb/model"
 )
 
@@ -62,6 +63,8 @@ func withoutBeat() SessionOption { return func(o *sessionOptions) { o.withoutBea
 
 // StartSession starts a session and keeps it alive until it is closed, lost, or ctx ends, which closes it too. Unless the session is
 // started WithoutMaintenance, it also does its part of the chores that every program shares. ErrDatabaseChanged: open the database again.
+// ErrSchemaTooNew: the schema was migrated further than this version can stand since the connection was opened. Sessions that live go on; try
+// again, until the program is replaced or the schema is migrated back.
 func (c *Connection) StartSession(ctx context.Context, opts ...SessionOption) (*Session, error) {
 	var o sessionOptions
 	for _, opt := range opts {
@@ -71,12 +74,17 @@ func (c *Connection) StartSession(ctx context.Context, opts ...SessionOption) (*
 	sent := now()
 	err := c.transact(ctx, "start session", func(ctx context.Context, tx *Tx) error {
 		var database uuid.UUID
+		var oldest int64
 		tx.queueIdentity(func(id uuid.UUID, _ int64) { database = id })
+		tx.queueRows("Oldest", sqlSchemaOldest, nil, func(row pgx.Rows) error { return row.Scan(&oldest) })
 		if err := tx.flush(ctx); err != nil {
 			return err
 		}
 		if database != c.identity.ID {
 			return ErrDatabaseChanged
+		}
+		if err := stands(oldest, migrations.Latest); err != nil {
+			return err
 		}
 		sent = now()
 		tx.queue("StartSession", sqlStartSession, s.UUID, c.config.ComponentName, c.config.RuntimeInfo, c.config.Cluster, c.lease.length.Milliseconds(), c.config.ClaimsOnly)

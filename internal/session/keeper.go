@@ -7,6 +7,7 @@ package session
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"sync/atomic"
@@ -41,6 +42,7 @@ type Keeper struct {
 	server  Server
 	log     logr.Logger
 	current atomic.Pointer[bmdb.Session]
+	refused atomic.Pointer[error] // why the last start failed
 }
 
 // New returns a keeper of sessions that starter starts, under which server runs.
@@ -62,16 +64,20 @@ func (k *Keeper) Current() *bmdb.Session {
 
 var errNoSession = errors.New("this pod has no session in the database")
 
-// Check is a readiness check: it fails while there is no session.
+// Check is a readiness check: it fails while there is no session, and says why none could be started.
 func (k *Keeper) Check(*http.Request) error {
-	if k.Current() == nil {
-		return errNoSession
+	if k.Current() != nil {
+		return nil
 	}
-	return nil
+	if refused := k.refused.Load(); refused != nil {
+		return fmt.Errorf("%w: %w", errNoSession, *refused)
+	}
+	return errNoSession
 }
 
 // Start keeps sessions until ctx is done, and closes the last of them. bmdb.ErrDatabaseChanged ends it: all that this process knows is of
-// another database, and the next process begins with nothing.
+// another database, and the next process begins with nothing. bmdb.ErrSchemaTooNew does not: the schema may be migrated back, and until this
+// pod is replaced by one of the version that the schema is for, it starts nothing.
 func (k *Keeper) Start(ctx context.Context) error {
 	for wait := backoffFirst; ctx.Err() == nil; {
 		began := time.Now()
@@ -90,7 +96,11 @@ func (k *Keeper) Start(ctx context.Context) error {
 // pause waits after a session before the next one. It returns the wait after that.
 func (k *Keeper) pause(ctx context.Context, err error, wait time.Duration) time.Duration {
 	if ctx.Err() == nil {
-		k.log.Info("no session; starting another one", "reason", errorText(err), "wait", wait)
+		if errors.Is(err, bmdb.ErrSchemaTooNew) {
+			k.log.Error(err, "this pod starts nothing, because a newer version of the operator has migrated the database; it is tried again", "wait", wait)
+		} else {
+			k.log.Info("no session; starting another one", "reason", errorText(err), "wait", wait)
+		}
 		sleep(ctx, wait/2+rand.N(wait))
 	}
 	return min(2*wait, backoffLast)
@@ -112,8 +122,10 @@ func (k *Keeper) hold(ctx context.Context) error {
 	s, err := k.starter.StartSession(life)
 	started := stop()
 	if err != nil {
+		k.refused.Store(&err)
 		return err
 	}
+	k.refused.Store(nil)
 	serving, cancel := context.WithCancelCause(ctx)
 	lost := context.AfterFunc(s.Context(), func() { cancel(bmdb.ErrSessionExpired) })
 	if started {

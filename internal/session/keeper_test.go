@@ -6,6 +6,7 @@ package session_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -163,22 +164,46 @@ func TestNotReadyWhileALostSessionIsServed(t *testing.T) {
 // failing cannot start sessions for a while.
 type failing struct {
 	*bmdb.Connection
-	left atomic.Int32
+	left  atomic.Int32
+	with  error
+	check func()
 }
 
 func (f *failing) StartSession(ctx context.Context, opts ...bmdb.SessionOption) (*bmdb.Session, error) {
+	if f.left.Load() < 2 {
+		f.check() // what the start before has left behind
+	}
 	if f.left.Add(-1) >= 0 {
-		return nil, errors.New("no connection")
+		return nil, f.with
 	}
 	return f.Connection.StartSession(ctx, opts...)
 }
 
+// TestStartIsTriedAgain, whatever keeps it from succeeding, and the readiness check says what that is.
 func TestStartIsTriedAgain(t *testing.T) {
-	f, s := &failing{Connection: bmdbtest.New(t)}, newServer()
-	f.left.Store(2)
-	keep(t, session.New(f, s, testr.New(t)))
-	receive(t, s.sessions, "session after two failures")
-	if f.left.Load() != -1 {
-		t.Errorf("started %d times too often", -1-f.left.Load())
+	for _, with := range []error{errors.New("no connection"), fmt.Errorf("start session: %w", bmdb.ErrSchemaTooNew)} {
+		t.Run(with.Error(), func(t *testing.T) {
+			f, s := &failing{Connection: bmdbtest.New(t), with: with}, newServer()
+			f.left.Store(2)
+			k := session.New(f, s, testr.New(t))
+			f.check = func() {
+				if err := k.Check(nil); !errors.Is(err, with) {
+					t.Errorf("not ready because of %v, want %v", err, with)
+				}
+			}
+			keep(t, k)
+			got := receive(t, s.sessions, "session after two failures")
+			if f.left.Load() != -1 {
+				t.Errorf("started %d times too often", -1-f.left.Load())
+			}
+			if err := k.Check(nil); err != nil {
+				t.Errorf("not ready with a session: %v", err)
+			}
+			f.left.Store(2) // the next one is as the first
+			if err := got.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			receive(t, s.sessions, "session after two more failures")
+		})
 	}
 }

@@ -15,6 +15,7 @@ import (
 const (
 	AuditTakenOver       = "TakenOver"       // a claim, from an owner whose session is over
 	AuditManages         = "Manages"         // a view, after another managed the machine or claim
+	AuditGivenUp         = "GivenUp"         // a view of a cluster or API server that is gone for good, by a person
 	AuditPlaced          = "Placed"          // a hold
 	AuditReleased        = "Released"        // a hold
 	AuditHostKeyPinned   = "HostKeyPinned"   // by a work

@@ -225,23 +225,7 @@ func (c *Connection) DetachClaim(ctx context.Context, v View, pool, key string) 
 	})
 	if mine := r.view(v.Cluster); err == nil && mine != nil && mine.UID == v.UID && !elsewhere {
 		err = c.transact(ctx, "detach claim", func(ctx context.Context, tx *Tx) error {
-			tx.queue("LockClaim", sqlLockClaim, pool, key)
-			tx.queue("DeleteClaimView", sqlDeleteClaimView, pool, key, v.Cluster, v.UID)
-			tx.queue("ForgetProjection", sqlForgetProjection, v.Cluster, KindClaim, pool, key)
-			r.queue(tx, pool, key, true)
-			if err := tx.flush(ctx); err != nil || !r.found {
-				return err
-			}
-			if len(r.views) == 0 {
-				tx.queue("DetachClaim", sqlDetachClaim, pool, key)
-				return nil
-			}
-			suspended := false
-			for _, other := range r.views {
-				suspended = suspended || other.suspended
-			}
-			tx.queue("ClaimViewsChanged", sqlClaimViewsChanged, pool, key, suspended)
-			return nil
+			return r.endView(ctx, tx, v, pool, key)
 		})
 	}
 	if err != nil {
@@ -251,6 +235,27 @@ func (c *Connection) DetachClaim(ctx context.Context, v View, pool, key string) 
 		return 0, nil
 	}
 	return r.active, nil
+}
+
+// endView takes a view from a claim, and reads into r what is left.
+func (r *claimRecord) endView(ctx context.Context, tx *Tx, v View, pool, key string) error {
+	tx.queue("LockClaim", sqlLockClaim, pool, key)
+	tx.queue("DeleteClaimView", sqlDeleteClaimView, pool, key, v.Cluster, v.UID)
+	tx.queue("ForgetProjection", sqlForgetProjection, v.Cluster, KindClaim, pool, key)
+	r.queue(tx, pool, key, true)
+	if err := tx.flush(ctx); err != nil || !r.found {
+		return err
+	}
+	if len(r.views) == 0 {
+		tx.queue("DetachClaim", sqlDetachClaim, pool, key)
+		return nil
+	}
+	suspended := false
+	for _, other := range r.views {
+		suspended = suspended || other.suspended
+	}
+	tx.queue("ClaimViewsChanged", sqlClaimViewsChanged, pool, key, suspended)
+	return nil
 }
 
 // SuspendClaim suspends a claim by a view that is attached, and brings nothing else of the view's spec: for when the database is in doubt, so that what a

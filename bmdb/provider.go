@@ -76,11 +76,11 @@ func (c *Connection) AttachProvider(ctx context.Context, v View, l ProviderLimit
 	if _, differs := wanted.among(views); !differs {
 		return nil
 	}
-	err = c.changeProvider(ctx, l.Pool, l.Provider, func(tx *Tx, views []providerView) []providerView {
+	err = c.changeProvider(ctx, l.Pool, l.Provider, func(_ context.Context, tx *Tx, views []providerView) ([]providerView, error) {
 		next, _ := wanted.among(views)
 		mine := next[slices.IndexFunc(next, func(o providerView) bool { return o.Cluster == v.Cluster })]
 		tx.queue("SetProviderView", sqlSetProviderView, l.Pool, l.Provider, mine.Cluster, mine.UID, mine.Manages, mine.MaxMachines, mine.Parallelism, mine.Origin)
-		return next
+		return next, nil
 	})
 	return wrap("attach provider "+l.Pool+"/"+l.Provider, err)
 }
@@ -116,10 +116,10 @@ func (c *Connection) DetachProvider(ctx context.Context, v View, pool, provider 
 		return o.Cluster == v.Cluster && o.UID == v.UID && (origin == "" || o.Origin == "" || o.Origin == origin)
 	}
 	if err == nil && slices.ContainsFunc(views, mine) {
-		err = c.changeProvider(ctx, pool, provider, func(tx *Tx, views []providerView) []providerView {
+		err = c.changeProvider(ctx, pool, provider, func(_ context.Context, tx *Tx, views []providerView) ([]providerView, error) {
 			tx.queue("DeleteProviderView", sqlDeleteProviderView, pool, provider, v.Cluster, v.UID)
 			tx.queue("ForgetProjection", sqlForgetProjection, v.Cluster, KindProvider, pool, provider)
-			return slices.DeleteFunc(views, mine)
+			return slices.DeleteFunc(views, mine), nil
 		})
 	}
 	return wrap("detach provider "+pool+"/"+provider, err)
@@ -138,8 +138,11 @@ func scanProviderViews(views *[]providerView) func(row pgx.Rows) error {
 	}
 }
 
+// providerChange writes what it changes of a provider's views, and returns them as they are then.
+type providerChange func(ctx context.Context, tx *Tx, views []providerView) ([]providerView, error)
+
 // changeProvider changes the views of a provider under its mutex and brings its limits in line.
-func (c *Connection) changeProvider(ctx context.Context, pool, provider string, change func(tx *Tx, views []providerView) []providerView) error {
+func (c *Connection) changeProvider(ctx context.Context, pool, provider string, change providerChange) error {
 	id := limitID(pool, provider)
 	introduced := false
 	err := c.transact(ctx, "change provider", func(ctx context.Context, tx *Tx) error {
@@ -153,7 +156,11 @@ func (c *Connection) changeProvider(ctx context.Context, pool, provider string, 
 			return err
 		}
 		var maxMachines, parallelism *int64
-		for _, v := range change(tx, views) {
+		next, err := change(ctx, tx, views)
+		if err != nil {
+			return err
+		}
+		for _, v := range next {
 			maxMachines, parallelism = smaller(maxMachines, v.MaxMachines), smaller(parallelism, v.Parallelism)
 		}
 		tx.queue("SetMaxMachines", sqlSetMaxMachines, pool, provider, maxMachines)

@@ -133,6 +133,11 @@ type ViewRow struct {
 // ViewsOf lists views of a cluster, at most limit of one kind, after the last that was seen: pool and, for machines the object's name, for the others
 // the ID. Those whose objects are gone are to be detached. It needs no session.
 func (c *Connection) ViewsOf(ctx context.Context, cluster, kind string, after ViewRow, limit int) (views []ViewRow, err error) {
+	return c.viewsOf(ctx, cluster, kind, nil, "", after, limit)
+}
+
+// viewsOf is ViewsOf in some pools, nil for all, and of objects that were in one API server, empty for any.
+func (c *Connection) viewsOf(ctx context.Context, cluster, kind string, pools []string, origin string, after ViewRow, limit int) (views []ViewRow, err error) {
 	sql, known := map[string]string{KindMachine: sqlMachineViewsOf, KindClaim: sqlClaimViewsOf, KindProvider: sqlProviderViewsOf}[kind]
 	if !known {
 		return nil, fmt.Errorf("list views of cluster %s: there is no kind %q", cluster, kind)
@@ -141,7 +146,7 @@ func (c *Connection) ViewsOf(ctx context.Context, cluster, kind string, after Vi
 	if kind == KindMachine {
 		last = after.Name
 	}
-	err = c.read(ctx, "ViewsOf", sql, []any{cluster, after.Pool, last, limit}, func() { views = nil }, func(row pgx.Rows) error {
+	err = c.read(ctx, "ViewsOf", sql, []any{cluster, after.Pool, last, limit, pools, origin}, func() { views = nil }, func(row pgx.Rows) error {
 		v := ViewRow{Kind: kind}
 		v.Cluster = cluster
 		err := row.Scan(&v.Pool, &v.ID, &v.Name, &v.UID)

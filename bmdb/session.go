@@ -87,7 +87,8 @@ func (c *Connection) StartSession(ctx context.Context, opts ...SessionOption) (*
 			return err
 		}
 		sent = now()
-		tx.queue("StartSession", sqlStartSession, s.UUID, c.config.ComponentName, c.config.RuntimeInfo, c.config.Cluster, c.lease.length.Milliseconds(), c.config.ClaimsOnly)
+		tx.queue("StartSession", sqlStartSession, s.UUID, c.config.ComponentName, c.config.RuntimeInfo, c.config.Cluster, c.lease.length.Milliseconds(), c.config.ClaimsOnly,
+			c.config.Origin)
 		return nil
 	})
 	if err != nil && !errors.Is(err, ErrAmbiguous) { // an ambiguous start is settled by the first beat

@@ -216,11 +216,14 @@ RETURNING v.cluster`
 	sqlTouchClaim = "UPDATE claims SET rev = rev + 1 WHERE pool = $1 AND claim_key = $2"
 
 	sqlMachineViewsOf = `
-SELECT pool, machine_id::text, name, uid FROM machine_views WHERE cluster = $1 AND attached AND (pool, name) > ($2, $3) ORDER BY pool, name LIMIT $4`
+SELECT pool, machine_id::text, name, uid FROM machine_views WHERE cluster = $1 AND attached AND (pool, name) > ($2, $3)` + viewsWanted + ` ORDER BY pool, name LIMIT $4`
 	sqlClaimViewsOf = `
-SELECT pool, claim_key, name, uid FROM claim_views WHERE cluster = $1 AND (pool, claim_key) > ($2, $3) ORDER BY pool, claim_key LIMIT $4`
+SELECT pool, claim_key, name, uid FROM claim_views WHERE cluster = $1 AND (pool, claim_key) > ($2, $3)` + viewsWanted + ` ORDER BY pool, claim_key LIMIT $4`
 	sqlProviderViewsOf = `
-SELECT pool, provider, provider, uid FROM provider_views WHERE cluster = $1 AND (pool, provider) > ($2, $3) ORDER BY pool, provider LIMIT $4`
+SELECT pool, provider, provider, uid FROM provider_views WHERE cluster = $1 AND (pool, provider) > ($2, $3)` + viewsWanted + ` ORDER BY pool, provider LIMIT $4`
+
+	// viewsWanted are those in pools $5, NULL for all, of objects that were in the API server $6, '' for any.
+	viewsWanted = " AND ($5::text[] IS NULL OR pool = ANY($5)) AND ($6::text = '' OR origin = $6)"
 )
 
 // Projection: the clusters, and what each of them has still to show.

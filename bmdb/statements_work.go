@@ -7,8 +7,8 @@ package bmdb
 const (
 	sqlStartSession = `
 WITH s AS (
-    INSERT INTO sessions (session_id, session_component_name, session_runtime_info, session_cluster, session_claims_only, session_created_at, session_lease_ms)
-    VALUES ($1, $2, $3, $4, $6, clock_timestamp(), $5) ON CONFLICT (session_id) DO NOTHING RETURNING session_id)
+    INSERT INTO sessions (session_id, session_component_name, session_runtime_info, session_cluster, session_claims_only, session_created_at, session_lease_ms, session_origin)
+    VALUES ($1, $2, $3, $4, $6, clock_timestamp(), $5, $7) ON CONFLICT (session_id) DO NOTHING RETURNING session_id)
 INSERT INTO session_leases (session_id, deadline) SELECT session_id, clock_timestamp() + $5 * interval '1 millisecond' FROM s`
 
 	// sqlBeat is all that a beat writes. What has expired stays expired.

@@ -15,11 +15,11 @@ import "embed"
 var files embed.FS
 
 // last is the number of the last file.
-const last = 65
+const last = 66
 
 const (
 	// Minimum is the oldest schema that this version of the library works with.
-	Minimum = 65
+	Minimum = 66
 	// Oldest is what Migrate writes into the schema for older code: the library works with a schema that is newer than its own Latest if
 	// its Latest is not below that.
 	Oldest = 62

@@ -55,6 +55,7 @@ type Session struct {
 	SessionLeaseMs       int64
 	SessionEndedAt       pgtype.Timestamptz
 	SessionEndReason     pgtype.Text
+	SessionOrigin        string
 }
 
 type WorkBackoff struct {

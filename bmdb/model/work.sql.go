@@ -70,7 +70,7 @@ func (q *Queries) CountActiveWork(ctx context.Context) ([]CountActiveWorkRow, er
 }
 
 const getSession = `-- name: GetSession :many
-SELECT session_id, session_component_name, session_runtime_info, session_cluster, session_claims_only, session_created_at, session_lease_ms, session_ended_at, session_end_reason
+SELECT session_id, session_component_name, session_runtime_info, session_cluster, session_claims_only, session_created_at, session_lease_ms, session_ended_at, session_end_reason, session_origin
 FROM sessions WHERE session_id = $1
 `
 
@@ -93,6 +93,7 @@ func (q *Queries) GetSession(ctx context.Context, sessionID uuid.UUID) ([]Sessio
 			&i.SessionLeaseMs,
 			&i.SessionEndedAt,
 			&i.SessionEndReason,
+			&i.SessionOrigin,
 		); err != nil {
 			return nil, err
 		}

@@ -49,7 +49,7 @@ func newCommand(out io.Writer, getenv func(string) string) *cobra.Command {
 
 	runCmd := &cobra.Command{Use: "run", Short: "Run the operator (the default)", Args: cobra.NoArgs, RunE: operate}
 	runCmd.Flags().AddFlagSet(operator)
-	root.AddCommand(runCmd, newMigrate(&c), newAccept(&c), newTakeOver(&c), newAcknowledge(&c), newReleaseFinalizers(&c), newVersion())
+	root.AddCommand(runCmd, newMigrate(&c), newAccept(&c), newTakeOver(&c), newGiveUp(&c), newAcknowledge(&c), newReleaseFinalizers(&c), newVersion())
 	for _, cmd := range append(root.Commands(), root) {
 		describeEnvironment(cmd.Flags())
 	}

@@ -33,7 +33,7 @@ func execute(t *testing.T, env map[string]string, args ...string) (string, error
 
 // TestHelpIsGolden keeps the command line what it is documented as. UPDATE_GOLDEN=1 writes it anew.
 func TestHelpIsGolden(t *testing.T) {
-	for _, command := range []string{"", "run", "migrate", "accept", "take-over", "acknowledge-database", "release-finalizers", "version"} {
+	for _, command := range []string{"", "run", "migrate", "accept", "take-over", "give-up", "acknowledge-database", "release-finalizers", "version"} {
 		t.Run("help "+command, func(t *testing.T) {
 			args := []string{"--help"}
 			if command != "" {

@@ -6,7 +6,7 @@ SELECT machine_id, work_id, phase, process, event, timestamp, failed_cause, sess
 FROM work_history WHERE machine_id = $1 ORDER BY timestamp, phase;
 
 -- name: GetSession :many
-SELECT session_id, session_component_name, session_runtime_info, session_cluster, session_claims_only, session_created_at, session_lease_ms, session_ended_at, session_end_reason
+SELECT session_id, session_component_name, session_runtime_info, session_cluster, session_claims_only, session_created_at, session_lease_ms, session_ended_at, session_end_reason, session_origin
 FROM sessions WHERE session_id = $1;
 
 -- name: CountActiveWork :many

@@ -56,6 +56,21 @@ test: ## Run all tests, with all that they need
 	@go run ./hack/testenv go test -race -timeout $(TEST_TIMEOUT) -p $(TEST_PARALLEL) $(TESTFLAGS) $(PACKAGES)
 	@$(foreach module,$(if $(filter ./...,$(PACKAGES)),$(MODULES)),echo "module $(module)"; go -C $(module) test -count=1 -timeout $(TEST_TIMEOUT) ./...;)
 
+# make bench QUICK=1 BENCH=P1,P4 DATABASE_URL=postgresql://... OUT=directory
+BENCH ?=
+OUT ?= bench-results
+comma := ,
+# Without a control plane: what needs the library alone.
+BENCH_OPERATOR := $(filter-out P1 P2 P3,$(if $(BENCH),$(subst $(comma), ,$(BENCH)),all))
+
+.PHONY: bench
+bench: ## Measure this machine's throughput, takeover and idle cost beside others, and hold them against test/bench/thresholds.yaml. QUICK=1, BENCH=P1,P4, DATABASE_URL=...
+	@hack/prerequisites.sh bench
+	@$(if $(BENCH_OPERATOR),$(MAKE) controlplane build)
+	@echo "building the benchmarks (first time a few minutes)"
+	@CGO_ENABLED=0 go -C test/bench build -ldflags '-X main.version=$(VERSION)' -o ../../$(BIN)/bmdb-bench .
+	@exec $(BIN)/bmdb-bench --output '$(OUT)' --benchmarks '$(BENCH)' --quick=$(if $(QUICK),true,false) --database-url '$(DATABASE_URL)' --programs $(BIN)
+
 ##@ Change
 
 .PHONY: build

@@ -2,12 +2,12 @@
 # Copyright The BMDB Operator Authors.
 # SPDX-License-Identifier: Apache-2.0
 #
-# prerequisites.sh demo|test: sees that the programs are there that the demo or the tests run, on Debian 12 or what is
+# prerequisites.sh demo|test|bench: sees that the programs are there that the demo, the tests or the benchmarks run, on Debian 12 or what is
 # like it. Root gets what is missing installed, and is told before; anybody else is told what to do. Silent when nothing
 # is missing.
 set -euo pipefail
 
-purpose=${1:?usage: prerequisites.sh demo|test}
+purpose=${1:?usage: prerequisites.sh demo|test|bench}
 root=
 if [[ $(id -u) == 0 ]]; then root=1; fi
 PATH=$PATH:/usr/sbin:/sbin
@@ -36,7 +36,7 @@ if [[ $purpose == test ]]; then
   # The image has them too.
   if [[ ! -e /etc/ssl/certs/ca-certificates.crt ]]; then missing+=(ca-certificates); fi
 fi
-if [[ -n $root ]]; then
+if [[ -n $root && $purpose != bench ]]; then
   # Machines of their own in network namespaces; without root they are servers inside the program, which need nothing.
   need openssh-server sshd
   need iproute2 ip

@@ -136,7 +136,7 @@ func (b *BMDB) Open(migrate bool) (*Connection, error) {
 			return nil, err
 		}
 	}
-	c := &Connection{config: config, log: config.Logger, observer: config.Observer, settle: longestStatement}
+	c := &Connection{config: config, log: config.Logger, observer: config.Observer, settle: longestStatement, pending: pendingCursors{seen: make(chan struct{}, 1)}}
 	if err := c.connect(ctx); err != nil {
 		c.Close()
 		return nil, fmt.Errorf("open database: %w", err)
@@ -180,6 +180,7 @@ func (c *Connection) newPool(ctx context.Context, size int32, durable bool) (*pg
 	config.MaxConns = size
 	config.MaxConnLifetime = 20 * time.Minute
 	config.MaxConnLifetimeJitter = 2 * time.Minute
+	config.ShouldPing = stale
 	config.ConnConfig.ConnectTimeout = 5 * time.Second
 	params := config.ConnConfig.RuntimeParams
 	params["application_name"] = "bmdb " + c.config.ComponentName
@@ -190,6 +191,22 @@ func (c *Connection) newPool(ctx context.Context, size int32, durable bool) (*pg
 		return dialectOf(conn).prepare(ctx, conn, durable)
 	}
 	return pgxpool.NewWithConfig(ctx, config)
+}
+
+// pingAfter is longer than connections are idle of a program that has nothing to do.
+const pingAfter = 15 * time.Second
+
+// stale tells whether a connection has to prove itself with a ping before it is used, which costs a round trip. One that was closed at the other end
+// shows without.
+func stale(_ context.Context, p pgxpool.ShouldPingParams) bool {
+	switch {
+	case p.IdleDuration > pingAfter:
+		return true
+	case p.IdleDuration > time.Second:
+		err := p.Conn.PgConn().CheckConn() //nolint:staticcheck // Ping is what it saves.
+		return err != nil || p.Conn.IsClosed()
+	}
+	return false
 }
 
 // redactURL keeps a password in a connection string out of the error that says it cannot be parsed.

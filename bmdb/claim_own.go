@@ -63,7 +63,7 @@ func (s *Session) OwnClaims(ctx context.Context, limit int) ([]*OwnedClaim, erro
 	if limit <= 0 {
 		return nil, nil
 	}
-	seen, err := s.unownedClaims(ctx, limit)
+	seen, err := s.findUnowned(ctx, limit)
 	if err != nil || len(seen.keys) == 0 {
 		return nil, wrap("find claims without an owner", err)
 	}
@@ -90,35 +90,44 @@ func (s *Session) OwnClaims(ctx context.Context, limit int) ([]*OwnedClaim, erro
 	return owned, nil
 }
 
-// unowned are claims as the arrays of the statement that takes them.
-type unowned struct {
+// unownedClaims are claims as the arrays of the statement that takes them.
+type unownedClaims struct {
 	pools, keys []string
 	epochs      []int64
 	taken       []bool // from a session that is over
 	events      []uuid.UUID
 }
 
-func (s *Session) unownedClaims(ctx context.Context, limit int) (unowned, error) {
+// ClaimsSeen gets a value when the session has seen, at one of its looks at the database about once a second, that there are claims for OwnClaims to
+// take up; it holds one. nil for a session WithoutMaintenance, which does not look: its program calls OwnClaims now and then.
+func (s *Session) ClaimsSeen() <-chan struct{} { return s.unowned }
+
+// unownedArgs are the first arguments of statements that look for claims without an owner.
+func (s *Session) unownedArgs() []any {
+	known := []string{}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id := range s.claims {
+		known = append(known, id)
+	}
+	return []any{s.UUID, s.conn.config.Cluster, known, s.conn.config.Pools}
+}
+
+func (s *Session) findUnowned(ctx context.Context, limit int) (unownedClaims, error) {
 	type claim struct {
 		Pool, Key string
 		Epoch     int64
 		Taken     bool
 	}
-	known := []string{}
-	s.mu.Lock()
-	for id := range s.claims {
-		known = append(known, id)
-	}
-	s.mu.Unlock()
 	var found []claim
-	err := s.conn.read(ctx, "Unowned", sqlUnowned, []any{s.UUID, s.conn.config.Cluster, known, limit, s.UUID.String(), s.conn.config.Pools}, func() { found = nil }, func(row pgx.Rows) error {
+	err := s.conn.read(ctx, "Unowned", sqlUnowned, append(s.unownedArgs(), limit, s.UUID.String()), func() { found = nil }, func(row pgx.Rows) error {
 		r, err := pgx.RowToStructByPos[claim](row)
 		found = append(found, r)
 		return err
 	})
 	// In one order for all sessions, so that two that take the same claims do not deadlock.
 	slices.SortFunc(found, func(a, b claim) int { return slices.Compare([]string{a.Pool, a.Key}, []string{b.Pool, b.Key}) })
-	var u unowned
+	var u unownedClaims
 	for _, f := range found {
 		u.pools, u.keys, u.epochs = append(u.pools, f.Pool), append(u.keys, f.Key), append(u.epochs, f.Epoch)
 		u.taken, u.events = append(u.taken, f.Taken), append(u.events, uuid.New())

@@ -118,6 +118,10 @@ type Question struct {
 // IdleQuestions are asked by every program all the time, and mostly find nothing.
 func IdleQuestions() map[string]Question {
 	return map[string]Question{
+		"anything due":         {sqlAnythingDue, []any{uuid.Nil, "cluster-a", []string{}, nil}, "machine_state_dirty"},
+		"anything waiting":     {sqlAnythingDue, []any{uuid.Nil, "cluster-a", []string{}, nil}, "projection_pending"},
+		"anything to sweep":    {sqlAnythingToSweep, []any{1000}, "work_"},
+		"works at a beat":      {sqlBeat, []any{uuid.Nil, 1000, 1000}, "work_"},
 		"machines to show":     {sqlDirtyMachines, []any{uuid.Nil.String(), 100}, "machine_state_dirty"},
 		"timers that are due":  {sqlDueTimers, []any{100}, "work_waiting"},
 		"works nobody ends":    {sqlOrphans, []any{1000, 100}, "work_"},

@@ -37,8 +37,9 @@ const (
 	sweepPage  = 200
 )
 
-func (m *maintenance) chores() []func(context.Context) {
-	return append(newTender(m).loops(),
+// chores are those of a session's program.
+func (m *maintenance) chores(s *Session) []func(context.Context) {
+	return append(newTender(m, s).loops(),
 		m.every("reap", m.conn.lease.poll(), m.reap),
 		m.every("sweep", min(sweepEvery, m.conn.lease.length), m.sweep),
 		m.every("retain", retainEvery, m.conn.retain),
@@ -134,6 +135,27 @@ func (m *maintenance) kill(ctx context.Context, session uuid.UUID, deadline time
 
 // sweep is the backstop: it ends works that nobody will end any more, and frees slots of limits whose work is gone.
 func (m *maintenance) sweep(ctx context.Context) error {
+	var orphans, slots, overdue bool
+	err := m.conn.read(ctx, "AnythingToSweep", sqlAnythingToSweep, []any{m.conn.lease.length.Milliseconds()}, func() {}, func(row pgx.Rows) error {
+		return row.Scan(&orphans, &slots, &overdue)
+	})
+	if err == nil && orphans {
+		err = m.endOrphans(ctx)
+	}
+	if slots {
+		err = errors.Join(err, m.conn.transact(ctx, "sweep", func(_ context.Context, tx *Tx) error {
+			tx.queue("FreeLostSlots", sqlFreeLostSlots)
+			return nil
+		}))
+	}
+	if overdue {
+		err = errors.Join(err, m.endOverdue(ctx))
+	}
+	return err
+}
+
+// endOrphans ends works that nobody will end any more.
+func (m *maintenance) endOrphans(ctx context.Context) error {
 	var lost []endRequest
 	err := m.conn.read(ctx, "Orphans", sqlOrphans, []any{m.conn.lease.length.Milliseconds(), sweepPage}, func() { lost = nil }, func(row pgx.Rows) error {
 		r := endRequest{event: EventLost}
@@ -148,10 +170,7 @@ func (m *maintenance) sweep(ctx context.Context) error {
 	if n > 0 {
 		m.conn.log.WarnContext(ctx, "swept works that nobody ended", "works", n)
 	}
-	return errors.Join(failed, m.conn.transact(ctx, "sweep", func(_ context.Context, tx *Tx) error {
-		tx.queue("FreeLostSlots", sqlFreeLostSlots)
-		return nil
-	}), m.endOverdue(ctx))
+	return failed
 }
 
 // endOverdue ends claims over their deadline that nobody owns, and that no owner's review will end.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -70,6 +71,18 @@ type pendingCursors struct {
 	mu    sync.Mutex
 	after map[string]Pending
 	heard map[string]boottime // when each cluster was last heard of, by this program
+
+	seen   chan struct{}
+	looked atomic.Int64 // boottime of the last look of a session that succeeded
+}
+
+// ProjectionsSeen is for a program that waits for what PendingProjections returns for Config.Cluster. Sessions of this connection look for it about once
+// a second, with all else that they look for, if they were not started WithoutMaintenance; seen gets a value when one has found something, and
+// holds one. looking tells whether they do: while there is no such session, or the database does not answer, call PendingProjections once a second.
+// In any case call it every half minute: that also tells that the cluster is there.
+func (c *Connection) ProjectionsSeen() (seen <-chan struct{}, looking bool) {
+	looked := boottime(c.pending.looked.Load())
+	return c.pending.seen, looked != 0 && now().sub(looked) < tendLate
 }
 
 // PendingProjections reads at most limit of what a cluster has still to show. What is not acknowledged is returned again, after all else had its
@@ -106,23 +119,19 @@ func (c *Connection) heardOf(ctx context.Context, cluster string) error {
 		return nil
 	}
 	delete(c.pending.heard, cluster)
-	known, silent := false, false
-	err := c.read(ctx, "SeenCluster", sqlSeenCluster, []any{cluster}, func() { known = false }, func(row pgx.Rows) error {
+	known := false
+	err := c.read(ctx, "SeenCluster", sqlSeenCluster, []any{cluster}, func() { known = false }, func(pgx.Rows) error {
 		known = true
-		return row.Scan(&silent)
+		return nil
 	})
 	switch {
 	case err != nil:
 		return err
 	case !known:
 		return ErrNoSuchCluster
-	case silent:
-		err = c.RegisterCluster(ctx, cluster)
 	}
-	if err == nil {
-		c.pending.heard[cluster] = now()
-	}
-	return err
+	c.pending.heard[cluster] = now()
+	return nil
 }
 
 func (c *Connection) readPending(ctx context.Context, sql, cluster string, from Pending, limit int) (list []Pending, err error) {
@@ -144,10 +153,8 @@ func (c *Connection) AckProjections(ctx context.Context, cluster string, shown [
 	for i, p := range shown {
 		kinds[i], pools[i], ids[i], revs[i] = p.Kind, p.Pool, p.ID, p.Rev
 	}
-	err := c.transact(ctx, "acknowledge", func(_ context.Context, tx *Tx) error {
-		tx.queue("Ack", sqlAck, cluster, kinds, pools, ids, revs)
-		return nil
-	})
+	// One statement, which does no more when it is sent again.
+	err := c.read(ctx, "Ack", sqlAck, []any{cluster, kinds, pools, ids, revs}, func() {}, func(pgx.Rows) error { return nil })
 	return wrap("acknowledge what cluster "+cluster+" has shown", err)
 }
 

@@ -334,20 +334,12 @@ func (l *limitState) arrange(ctx context.Context, tx *Tx) error {
 // limits. It needs no session.
 func (c *Connection) ProviderSnapshot(ctx context.Context, cluster, pool, provider string) (ProviderState, error) {
 	var p ProviderState
-	err := c.snapshot(ctx, "provider snapshot", func(_ context.Context, tx *Tx) error {
-		p = ProviderState{}
-		tx.queueRows("ProviderState", sqlProviderState, []any{pool, provider, limitID(pool, provider)}, func(row pgx.Rows) error {
-			return row.Scan(&p.Machines, &p.MaxMachines, &p.Parallelism, &p.Settling, &p.Rev, &p.Working)
-		})
-		tx.queueIdentity(func(id uuid.UUID, incarnation int64) { p.Standing = Standing{id, revisionIn(incarnation, p.Rev)} })
-		tx.queueRows("ProviderViews", sqlProviderViews, []any{pool, provider}, func(row pgx.Rows) error {
-			v, err := pgx.RowToStructByPos[providerView](row)
-			if v.Manages {
-				p.Manager, p.Manages = v.Cluster, v.Cluster == cluster
-			}
-			return err
-		})
-		return nil
+	var database uuid.UUID
+	var incarnation int64
+	err := c.read(ctx, "ProviderSnapshot", sqlProviderSnapshot, []any{pool, provider, limitID(pool, provider)}, func() { p = ProviderState{} }, func(row pgx.Rows) error {
+		return row.Scan(&database, &incarnation, &p.Machines, &p.MaxMachines, &p.Parallelism, &p.Settling, &p.Rev, &p.Working, &p.Manager)
 	})
+	p.Standing = Standing{database, revisionIn(incarnation, p.Rev)}
+	p.Manages = p.Manager != "" && p.Manager == cluster
 	return p, wrap("read provider "+pool+"/"+provider, err)
 }

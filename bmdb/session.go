@@ -40,7 +40,8 @@ type Session struct {
 	closing sync.Mutex // of Close, which is called by its caller and by the end of a context
 	closed  bool
 
-	over chan struct{} // closed when nothing of the session runs any more
+	over    chan struct{} // closed when nothing of the session runs any more
+	unowned chan struct{} // see ClaimsSeen
 
 	mu     sync.Mutex
 	works  map[uuid.UUID]*Work
@@ -105,8 +106,9 @@ func (c *Connection) StartSession(ctx context.Context, opts ...SessionOption) (*
 	s.run(s.guardTrust)
 	s.run(s.commitEnds)
 	if !o.withoutMaintenance {
+		s.unowned = make(chan struct{}, 1)
 		m := newMaintenance(c)
-		for _, chore := range m.chores() {
+		for _, chore := range m.chores(s) {
 			s.run(chore)
 		}
 	}
@@ -188,13 +190,21 @@ func (s *Session) beat(ctx context.Context) error {
 	sent, alive := now(), false
 	var seen []sessionWork
 	err := sendOn(ctx, s.conn.beats,
-		statement{name: "Beat", sql: sqlBeat, args: []any{s.UUID, s.conn.lease.length.Milliseconds()}, read: func(rows pgx.Rows) error {
-			alive = rows.Next()
+		statement{name: "Beat", sql: sqlBeat, args: []any{s.UUID, s.conn.lease.watch().Milliseconds(), s.conn.lease.length.Milliseconds()}, read: func(rows pgx.Rows) error {
+			for rows.Next() {
+				alive = true
+				var process *string
+				var work uuid.NullUUID
+				var old, detached *bool
+				var machine uuid.NullUUID
+				if err := rows.Scan(&machine, &process, &work, &old, &detached); err != nil {
+					return err
+				}
+				if work.Valid {
+					seen = append(seen, sessionWork{Machine: machine.UUID, Process: *process, WorkID: work.UUID, Old: *old, Detached: *detached})
+				}
+			}
 			return nil
-		}},
-		statement{name: "SessionWorks", sql: sqlSessionWorks, args: []any{s.UUID, s.conn.lease.watch().Milliseconds()}, read: func(rows pgx.Rows) (err error) {
-			seen, err = pgx.CollectRows(rows, pgx.RowToStructByPos[sessionWork])
-			return err
 		}},
 	)
 	if err != nil {

@@ -68,18 +68,20 @@ WHERE pool = $1 AND claim_key = $2`
 
 // Owning.
 const (
-	// sqlUnowned finds claims that pods of cluster $2 may carry out and nobody who lives owns, in an order that differs between sessions,
-	// and claims that the database says are this session's and it does not know. Whose session is over is a write; the clock of a lease
-	// takes no part.
-	sqlUnowned = `
-SELECT c.pool, c.claim_key, c.owner_epoch, c.owner_session IS NOT NULL AND c.owner_session <> $1
+	// unowned are claims that pods of cluster $2 may carry out and nobody who lives owns, and claims that the database says are session $1's and
+	// are not among those that it knows, $3. Whose session is over is a write; the clock of a lease takes no part.
+	unowned = `
 FROM claims c
 JOIN claim_views v ON v.pool = c.pool AND v.claim_key = c.claim_key AND v.cluster = $2 AND v.runnable
 LEFT JOIN sessions s ON s.session_id = c.owner_session
 WHERE c.state = 'Running' AND NOT ((c.pool || '/' || c.claim_key) = ANY($3))
-  AND ($6::text[] IS NULL OR c.pool = ANY($6))
+  AND ($4::text[] IS NULL OR c.pool = ANY($4))
   AND (c.owner_session IS NULL OR c.owner_session = $1 OR s.session_id IS NULL OR s.session_ended_at IS NOT NULL)
-ORDER BY md5($5 || c.claim_key), c.pool, c.claim_key LIMIT $4`
+`
+
+	// sqlUnowned lists them in an order that differs between sessions.
+	sqlUnowned = `
+SELECT c.pool, c.claim_key, c.owner_epoch, c.owner_session IS NOT NULL AND c.owner_session <> $1` + unowned + `ORDER BY md5($6 || c.claim_key), c.pool, c.claim_key LIMIT $5`
 
 	claimColumns = `
 c.pool, c.claim_key, c.owner_epoch, c.process, c.mode, c.selection, c.parameters, c.completions, c.parallelism, c.timeout_seconds,
@@ -134,13 +136,14 @@ RETURNING rev`
 
 	// sqlOverdueUnowned finds claims over their deadline that nobody owns whose session lives: nobody can carry them out, so no owner's
 	// review will end them.
-	sqlOverdueUnowned = `
+	sqlOverdueUnowned = overdueUnowned + `
+ORDER BY c.deadline_at LIMIT $1`
+	overdueUnowned = `
 SELECT c.pool, c.claim_key, c.owner_epoch, c.rev, c.active_deadline_seconds, c.succeeded + c.skipped
 FROM claims c LEFT JOIN sessions s ON s.session_id = c.owner_session
 WHERE c.state = 'Running' AND c.deadline_at <= clock_timestamp() AND c.active = 0
   AND NOT EXISTS (SELECT 1 FROM database_alarms a WHERE a.pool = c.pool)
-  AND (c.owner_session IS NULL OR s.session_id IS NULL OR s.session_ended_at IS NOT NULL)
-ORDER BY c.deadline_at LIMIT $1`
+  AND (c.owner_session IS NULL OR s.session_id IS NULL OR s.session_ended_at IS NOT NULL)`
 
 	// sqlEndOverdue ends one of them, if its row still is the one that was found.
 	sqlEndOverdue = `

@@ -21,6 +21,13 @@ SELECT p.machines, p.max_machines, l.maximum, l.settles_at IS NOT NULL, p.rev,
     (SELECT count(*) FROM work w WHERE w.pool = p.pool AND w.provider = p.provider AND w.work_id IS NOT NULL)
 FROM providers p LEFT JOIN limits l ON l.limit_id = $3 WHERE p.pool = $1 AND p.provider = $2`
 
+	// sqlProviderSnapshot is all that is shown of a provider, at one moment. The row is there for one that the database does not know, too.
+	sqlProviderSnapshot = `
+SELECT i.database_id, i.incarnation, COALESCE(p.machines, 0), p.max_machines, p.maximum, COALESCE(p.settling, false), COALESCE(p.rev, 0), COALESCE(p.working, 0),
+    COALESCE((SELECT v.cluster FROM provider_views v WHERE v.pool = $1 AND v.provider = $2 AND v.manages ORDER BY v.cluster LIMIT 1), '')
+FROM database_identity i LEFT JOIN (` + sqlProviderState + `) p (machines, max_machines, maximum, settling, rev, working) ON true
+WHERE i.singleton = 1`
+
 	// sqlLockLimit takes a limit's mutex. Starts do not: they are judged by the slot that they lock.
 	sqlLockLimit = "SELECT maximum, settles_at IS NOT NULL FROM limits WHERE limit_id = $1 FOR UPDATE"
 
@@ -231,7 +238,10 @@ const (
 	sqlRegisterCluster = `
 INSERT INTO clusters (cluster, registered_at, seen_at) VALUES ($1, clock_timestamp(), clock_timestamp())
 ON CONFLICT (cluster) DO UPDATE SET seen_at = excluded.seen_at`
-	sqlSeenCluster       = "SELECT seen_at < clock_timestamp() - interval '1 minute' FROM clusters WHERE cluster = $1"
+	// sqlSeenCluster notes that a cluster is there, about once a minute however many of its programs ask. No row: it is not known.
+	sqlSeenCluster = `
+WITH u AS (UPDATE clusters SET seen_at = clock_timestamp() WHERE cluster = $1 AND seen_at < clock_timestamp() - interval '1 minute' RETURNING cluster)
+SELECT c.cluster FROM clusters c WHERE c.cluster = $1`
 	sqlUnregisterCluster = "DELETE FROM clusters WHERE cluster = $1"
 	sqlSilentClusters    = "SELECT cluster FROM clusters WHERE seen_at < clock_timestamp() - interval '1 hour' ORDER BY cluster"
 	sqlDeleteProjections = `
@@ -290,16 +300,19 @@ l AS (SELECT p.pool, p.provider, x.rev FROM providers p JOIN x ON x.pool = p.poo
 UPDATE providers p SET spread_rev = l.rev FROM l WHERE p.pool = l.pool AND p.provider = l.provider`
 )
 
-// sqlAnythingDue asks for all chores at once whether there is something to do: timers, processes to fill in, limits to arrange, revisions to
-// spread. Each look is in the order of a partial index and ends at its first row: asked whether a row exists where nearly all seem to match,
-// the planner would look for it in the table. A process or limit that is not due yet is few rows.
+// sqlAnythingDue asks whether there is something to do, for all that wait for something in the database: timers, processes to fill in, limits to
+// arrange, revisions to spread, claims without an owner that session $1 may take up, changes that cluster $2 has still to show. Each look is in the
+// order of a partial index and ends at its first row: asked whether a row exists where nearly all seem to match, the planner would look for it in
+// the table. A process or limit that is not due yet is few rows, and so are claims that run.
 const sqlAnythingDue = `
 SELECT (SELECT w.not_before FROM work w WHERE w.state = 1 AND w.not_before <= clock_timestamp() ORDER BY w.not_before LIMIT 1) IS NOT NULL,
     (SELECT count(*) FROM processes p WHERE p.fill_pass > 0 AND (p.fill_not_before IS NULL OR p.fill_not_before <= clock_timestamp())) > 0,
     (SELECT count(*) FROM limits l WHERE ` + limitDue + `) > 0,
     (SELECT m.machine_id FROM machine_state m WHERE m.rev <> m.spread_rev ORDER BY m.machine_id LIMIT 1) IS NOT NULL
  OR (SELECT c.pool FROM claims c WHERE c.rev <> c.spread_rev ORDER BY c.pool, c.claim_key LIMIT 1) IS NOT NULL
- OR (SELECT count(*) FROM providers p WHERE p.rev <> p.spread_rev AND p.pool <> '') > 0`
+ OR (SELECT count(*) FROM providers p WHERE p.rev <> p.spread_rev AND p.pool <> '') > 0,
+    (SELECT c.pool` + unowned + `ORDER BY c.pool, c.claim_key LIMIT 1) IS NOT NULL,
+    (SELECT j.kind FROM projection j WHERE j.cluster = $2 AND j.rev <> j.done_rev AND j.done_rev < j.rev ORDER BY j.cluster, j.kind, j.pool, j.id LIMIT 1) IS NOT NULL`
 
 // Retention, in pages. $1 is the age in milliseconds.
 const (

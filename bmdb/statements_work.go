@@ -11,15 +11,18 @@ WITH s AS (
     VALUES ($1, $2, $3, $4, $6, clock_timestamp(), $5, $7) ON CONFLICT (session_id) DO NOTHING RETURNING session_id)
 INSERT INTO session_leases (session_id, deadline) SELECT session_id, clock_timestamp() + $5 * interval '1 millisecond' FROM s`
 
-	// sqlBeat is all that a beat writes. What has expired stays expired.
+	// sqlBeat is all that a beat writes. What has expired stays expired: then there is no row. Else there is one for each work of the session,
+	// or one that is empty.
 	sqlBeat = `
-UPDATE session_leases SET deadline = clock_timestamp() + $2 * interval '1 millisecond'
-WHERE session_id = $1 AND deadline > clock_timestamp() RETURNING deadline`
+WITH l AS (
+    UPDATE session_leases SET deadline = clock_timestamp() + $3 * interval '1 millisecond'
+    WHERE session_id = $1 AND deadline > clock_timestamp() RETURNING session_id)
+SELECT w.machine_id, w.process, w.work_id, w.old, w.detached FROM l LEFT JOIN (` + sqlSessionWorks + `) w ON true`
 
 	// sqlSessionWorks is what the database believes that a session works on, for comparison with what it does.
 	sqlSessionWorks = `
-SELECT w.machine_id, w.process, w.work_id, w.started_at < clock_timestamp() - $2 * interval '1 millisecond',
-       w.claim_key <> '' AND COALESCE(c.state, '') = 'Detached'
+SELECT w.machine_id, w.process, w.work_id, w.started_at < clock_timestamp() - $2 * interval '1 millisecond' AS old,
+       w.claim_key <> '' AND COALESCE(c.state, '') = 'Detached' AS detached
 FROM work w LEFT JOIN claims c ON c.pool = w.pool AND c.claim_key = w.claim_key
 WHERE w.session_id = $1 AND w.work_id IS NOT NULL`
 
@@ -51,13 +54,18 @@ WHERE s.session_id = l.session_id AND s.session_ended_at IS NULL RETURNING s.ses
 	sqlWorksOfSession = "SELECT machine_id, process, work_id FROM work WHERE session_id = $1 AND work_id IS NOT NULL ORDER BY machine_id LIMIT $2"
 
 	// sqlOrphans finds works that nobody will end: of sessions that are over, and works over their deadline by a grace.
-	sqlOrphans = `
+	sqlOrphans = orphans + `
+LIMIT $2`
+	orphans = `
 SELECT w.machine_id, w.process, w.work_id, 'session ended' FROM work w JOIN sessions s ON s.session_id = w.session_id
 WHERE w.work_id IS NOT NULL AND s.session_ended_at IS NOT NULL
 UNION ALL
 SELECT w.machine_id, w.process, w.work_id, 'deadline passed' FROM work w
-WHERE w.work_id IS NOT NULL AND w.deadline < clock_timestamp() - $1 * interval '1 millisecond'
-LIMIT $2`
+WHERE w.work_id IS NOT NULL AND w.deadline < clock_timestamp() - $1 * interval '1 millisecond'`
+
+	// sqlAnythingToSweep asks for all that a sweep does at once whether there is something to do. $1 is as in orphans.
+	sqlAnythingToSweep = `
+SELECT (SELECT count(*) FROM (` + orphans + ` LIMIT 1) o) > 0, (SELECT count(*) FROM (` + lostSlots + ` LIMIT 1) o) > 0, (SELECT count(*) FROM (` + overdueUnowned + ` LIMIT 1) o) > 0`
 
 	// sqlDueTimers finds rows whose time has come. They are evaluated again; nothing makes them ready blindly.
 	sqlDueTimers = "SELECT machine_id FROM work WHERE state = 1 AND not_before <= clock_timestamp() ORDER BY not_before LIMIT $1"
@@ -65,10 +73,11 @@ LIMIT $2`
 	// sqlFreeLostSlots frees slots of limits whose work is gone, each only if it still names the work that was looked for: while this
 	// waited for the row, somebody else may have freed it, and a start have taken it.
 	sqlFreeLostSlots = `
-WITH lost AS (
-    SELECT s.limit_id, s.n, s.work_id FROM limit_slots s
-    WHERE s.work_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM work w WHERE w.work_id = s.work_id AND w.work_id IS NOT NULL))
+WITH lost AS (` + lostSlots + `)
 UPDATE limit_slots s SET work_id = NULL FROM lost WHERE s.limit_id = lost.limit_id AND s.n = lost.n AND s.work_id = lost.work_id`
+	lostSlots = `
+    SELECT s.limit_id, s.n, s.work_id FROM limit_slots s
+    WHERE s.work_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM work w WHERE w.work_id = s.work_id AND w.work_id IS NOT NULL)`
 )
 
 // Starts.

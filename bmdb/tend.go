@@ -11,11 +11,13 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Chores that wait for something in the database share one statement that asks for all of them. A program that has nothing to do asks once
-// in a while; one that found something asks again soon.
+// Whoever waits for something in the database shares one statement that asks for all of them: the chores, OwnClaims and PendingProjections. A program
+// that has nothing to do asks once in a while; one whose chores found something asks again soon.
 const (
 	tendSoon = 100 * time.Millisecond
-	tendIdle = time.Second
+	tendIdle = 1050 * time.Millisecond
+	// tendLate is for how long a look that succeeded tells that looks are taken.
+	tendLate = 3 * tendIdle
 )
 
 // tended is a chore that is done when the database says that there is something to do. Each is a goroutine of its own: one that waits for a lock
@@ -26,14 +28,15 @@ type tended struct {
 	wake chan struct{}
 }
 
-// tender wakes the chores that have something to do.
+// tender wakes the chores that have something to do, and those who wait for what a session sees.
 type tender struct {
 	m      *maintenance
+	of     *Session
 	chores []*tended // in the order of the columns of sqlAnythingDue
 }
 
-func newTender(m *maintenance) *tender {
-	t := &tender{m: m}
+func newTender(m *maintenance, s *Session) *tender {
+	t := &tender{m: m, of: s}
 	for _, c := range []tended{
 		{name: "promote", do: m.promote},
 		{name: "fill processes", do: m.conn.fillProcesses},
@@ -66,7 +69,7 @@ func (t *tender) loops() []func(context.Context) {
 
 // watch asks what there is to do until ctx is done.
 func (t *tender) watch(ctx context.Context) {
-	for wait := tendIdle; sleep(ctx, wait/2+rand.N(wait)); {
+	for wait := tendIdle; sleep(ctx, wait*5/7+rand.N(wait*4/7)); {
 		found := false
 		t.m.turn(ctx, "look for chores", func(ctx context.Context) (err error) {
 			found, err = t.look(ctx)
@@ -79,21 +82,35 @@ func (t *tender) watch(ctx context.Context) {
 }
 
 func (t *tender) look(ctx context.Context) (found bool, err error) {
-	due := make([]bool, len(t.chores))
+	due := make([]bool, len(t.chores)+2)
 	columns := make([]any, len(due))
 	for i := range due {
 		columns[i] = &due[i]
 	}
-	err = t.m.conn.read(ctx, "AnythingDue", sqlAnythingDue, nil, func() {}, func(row pgx.Rows) error { return row.Scan(columns...) })
-	for i, c := range t.chores {
-		if !due[i] || err != nil {
-			continue
-		}
-		found = true
-		select {
-		case c.wake <- struct{}{}:
-		default: // it is at it
+	c := t.m.conn
+	if err := c.read(ctx, "AnythingDue", sqlAnythingDue, t.of.unownedArgs(), func() {}, func(row pgx.Rows) error { return row.Scan(columns...) }); err != nil {
+		return false, err
+	}
+	for i, chore := range t.chores {
+		if due[i] {
+			found = true
+			hint(chore.wake) // else it is at it
 		}
 	}
-	return found, err
+	if due[len(t.chores)] {
+		hint(t.of.unowned)
+	}
+	if due[len(t.chores)+1] {
+		hint(c.pending.seen)
+	}
+	c.pending.looked.Store(int64(now()))
+	return found, nil
+}
+
+// hint wakes who waits for a channel, if nothing did so already.
+func hint(wake chan<- struct{}) {
+	select {
+	case wake <- struct{}{}:
+	default:
+	}
 }

@@ -256,7 +256,7 @@ func (c *Connection) autocommit(ctx context.Context, op, name, sql string, args 
 	})
 }
 
-// read runs a plain read outside of any transaction.
+// read runs a plain read outside of any transaction, or a write that is one statement and may be repeated.
 func (c *Connection) read(ctx context.Context, name, sql string, args []any, reset func(), scan func(rows pgx.Rows) error) error {
 	for attempt := 1; ; attempt++ {
 		reset()

@@ -23,6 +23,8 @@ import (
 type Source interface {
 	RegisterCluster(ctx context.Context, cluster string) error
 	PendingProjections(ctx context.Context, cluster string, limit int) ([]bmdb.Pending, error)
+	// ProjectionsSeen tells by seen that there may be something pending, while looking.
+	ProjectionsSeen() (seen <-chan struct{}, looking bool)
 	AckProjections(ctx context.Context, cluster string, shown []bmdb.Pending) error
 }
 
@@ -37,7 +39,9 @@ type Sink interface {
 
 const (
 	busyPoll = 250 * time.Millisecond // while there are changes
-	idlePoll = time.Second            // else
+	idlePoll = time.Second            // while there are some that cannot be shown yet, or nobody tells whether there are
+	// lonePoll is between two looks while there is nothing, and somebody tells when there is.
+	lonePoll = 30 * time.Second
 	page     = 2000
 	// again is after what time something that was not shown is passed on again.
 	again = 15 * time.Second
@@ -54,6 +58,7 @@ type Watcher struct {
 	shown map[thing]int64
 	told  map[thing]telling
 	since map[thing]time.Time // what is pending, and since when this watcher knows
+	acks  chan struct{}       // gets a value, of which it holds one, when something was shown
 }
 
 type thing struct{ kind, pool, id string }
@@ -66,7 +71,10 @@ type telling struct {
 
 // New returns a watcher for a cluster that is registered.
 func New(source Source, cluster string, sink Sink, log logr.Logger) *Watcher {
-	return &Watcher{source: source, cluster: cluster, sink: sink, log: log, shown: map[thing]int64{}, told: map[thing]telling{}, since: map[thing]time.Time{}}
+	return &Watcher{
+		source: source, cluster: cluster, sink: sink, log: log, shown: map[thing]int64{}, told: map[thing]telling{}, since: map[thing]time.Time{},
+		acks: make(chan struct{}, 1),
+	}
 }
 
 // NeedLeaderElection is false: each replica watches.
@@ -78,6 +86,10 @@ func (w *Watcher) Shown(p bmdb.Pending) {
 	defer w.mu.Unlock()
 	t := thing{p.Kind, p.Pool, p.ID}
 	w.shown[t] = max(w.shown[t], p.Rev)
+	select {
+	case w.acks <- struct{}{}:
+	default:
+	}
 }
 
 // Backlog tells how many changes this cluster has still to show, up to the number that the watcher reads at once, and for how long the oldest
@@ -120,15 +132,41 @@ func (w *Watcher) note(pending, acked []bmdb.Pending, now time.Time) {
 func (w *Watcher) Start(ctx context.Context) error {
 	failing := false
 	for ctx.Err() == nil {
-		busy, err := w.poll(ctx)
+		state, err := w.poll(ctx)
 		failing = w.report(ctx, err, failing)
-		wait := idlePoll
-		if busy {
-			wait = busyPoll
+		switch {
+		case state == busy:
+			sleep(ctx, busyPoll/2+rand.N(busyPoll))
+		case state == waiting || err != nil:
+			sleep(ctx, idlePoll/2+rand.N(idlePoll))
+		default:
+			w.await(ctx)
 		}
-		sleep(ctx, wait/2+rand.N(wait))
 	}
 	return nil
+}
+
+// await waits until there may be something to do: changes, or what was shown, or that it is time to look.
+func (w *Watcher) await(ctx context.Context) {
+	for began := time.Now(); ctx.Err() == nil; {
+		seen, _ := w.source.ProjectionsSeen()
+		t := time.NewTimer(idlePoll/2 + rand.N(idlePoll))
+		select {
+		case <-ctx.Done():
+		case <-seen:
+			t.Stop()
+			return
+		case <-w.acks:
+			sleep(ctx, busyPoll/2+rand.N(busyPoll)) // there may be more
+			t.Stop()
+			return
+		case <-t.C:
+			if _, looking := w.source.ProjectionsSeen(); !looking || time.Since(began) >= lonePoll {
+				return
+			}
+		}
+		t.Stop()
+	}
 }
 
 // report logs when the database stops to answer, and when it answers again.
@@ -143,8 +181,17 @@ func (w *Watcher) report(ctx context.Context, err error, failing bool) bool {
 	return err != nil
 }
 
+// state is what a poll has found.
+type state int
+
+const (
+	idle    state = iota
+	waiting       // something is pending, and passed on already
+	busy
+)
+
 // poll acknowledges what was shown and passes on what is to be shown.
-func (w *Watcher) poll(ctx context.Context) (busy bool, err error) {
+func (w *Watcher) poll(ctx context.Context) (found state, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	acks := w.takeShown()
@@ -153,25 +200,28 @@ func (w *Watcher) poll(ctx context.Context) (busy bool, err error) {
 			for _, p := range acks {
 				w.Shown(p) // next time
 			}
-			return false, err
+			return idle, err
 		}
-		busy = true
+		found = busy
 	}
 	pending, err := w.source.PendingProjections(ctx, w.cluster, page)
 	if errors.Is(err, bmdb.ErrNoSuchCluster) {
 		// Nothing was heard of us for so long that nothing was kept for us.
 		w.log.Info("the database has forgotten this cluster; everything is looked at again")
 		if err := w.source.RegisterCluster(ctx, w.cluster); err != nil {
-			return busy, err
+			return found, err
 		}
-		return true, w.sink.Everything(ctx)
+		return busy, w.sink.Everything(ctx)
 	}
 	if err != nil {
-		return busy, err
+		return found, err
+	}
+	if len(pending) > 0 && found == idle {
+		found = waiting
 	}
 	w.note(pending, acks, time.Now())
 	for _, p := range w.news(pending, time.Now()) {
-		busy = true
+		found = busy
 		switch somebody, err := w.sink.Changed(ctx, p); {
 		case err != nil:
 			w.log.Info("cannot show a change; it is tried again", "kind", p.Kind, "pool", p.Pool, "id", p.ID, "error", err.Error())
@@ -179,7 +229,7 @@ func (w *Watcher) poll(ctx context.Context) (busy bool, err error) {
 			w.Shown(p)
 		}
 	}
-	return busy, nil
+	return found, nil
 }
 
 func (w *Watcher) takeShown() []bmdb.Pending {

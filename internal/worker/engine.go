@@ -38,6 +38,8 @@ type Config struct {
 
 // Owner is the part of a session that owns claims; a *bmdb.Session is one.
 type Owner interface {
+	// ClaimsSeen gets a value when there may be claims for OwnClaims to take up. nil: OwnClaims must be called to know.
+	ClaimsSeen() <-chan struct{}
 	OwnClaims(ctx context.Context, limit int) ([]*bmdb.OwnedClaim, error)
 	ClaimRound(ctx context.Context, claim *bmdb.OwnedClaim, free int) ([]*bmdb.Work, error)
 	ReviewClaim(ctx context.Context, claim *bmdb.OwnedClaim) (bmdb.Outlook, error)
@@ -97,7 +99,8 @@ type Observer interface {
 var ErrGone = errors.New("the claim has no object in this cluster")
 
 const (
-	// pollEvery is between two looks for claims without an owner; half of it is jitter.
+	// pollEvery is between two looks for claims without an owner, where nobody tells of them, and between two looks at the lines; half of it
+	// is jitter.
 	pollEvery = time.Second
 	// ownAtOnce bounds how many claims are taken up in one statement, so that other pods get their share.
 	ownAtOnce = 100
@@ -143,9 +146,10 @@ func (e *Engine) serve(ctx context.Context, owner Owner) {
 	defer running.Wait()
 	busy, probed := 0, time.Now()
 	for {
-		wait := pollEvery/2 + rand.N(pollEvery)
+		wait, seen := pollEvery/2+rand.N(pollEvery), owner.ClaimsSeen()
 		if e.pool.full() && busy < busyPolls {
 			busy++
+			seen = nil // they are for others
 		} else {
 			busy = 0
 			claims, err := owner.OwnClaims(ctx, ownAtOnce)
@@ -153,34 +157,41 @@ func (e *Engine) serve(ctx context.Context, owner Owner) {
 			case errors.Is(err, bmdb.ErrSessionExpired) || ctx.Err() != nil:
 			case err != nil:
 				e.log.Info("cannot look for claims; it is tried again", "error", err.Error())
+				seen = nil
 			case len(claims) == ownAtOnce:
-				wait = rand.N(pollEvery / 4)
+				wait, seen = rand.N(pollEvery/4), nil
 			}
 			for _, c := range claims {
 				e.begin(ctx, owner, c, &running)
 			}
 		}
-		if !e.awaitPoll(ctx, wait) {
-			return
-		}
-		if time.Since(probed) >= pollEvery/2 {
-			e.lines.probe() // other pods may have given back places
-			probed = time.Now()
+		for again := true; again; {
+			var over bool
+			if over, again = e.awaitPoll(ctx, wait, seen); over {
+				return
+			}
+			if time.Since(probed) >= pollEvery/2 {
+				e.lines.probe() // other pods may have given back places
+				probed = time.Now()
+			}
 		}
 	}
 }
 
-// awaitPoll waits for the next look for claims, and returns false when ctx is done.
-func (e *Engine) awaitPoll(ctx context.Context, wait time.Duration) bool {
+// awaitPoll waits for the next look for claims: over when ctx is done, again when there is no reason for one, because somebody tells of claims by
+// seen and has not.
+func (e *Engine) awaitPoll(ctx context.Context, wait time.Duration, seen <-chan struct{}) (over, again bool) {
 	t := time.NewTimer(wait)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
-		return false
+		return true, false
 	case <-t.C:
+		return false, seen != nil
 	case <-e.poll:
+	case <-seen:
 	}
-	return true
+	return false, false
 }
 
 // begin runs the loop of a claim.

@@ -15,8 +15,8 @@ SQLC := $(BIN)/sqlc-$(call tool-version,github.com/sqlc-dev/sqlc)
 # golangci-lint with kube-api-linter inside.
 GOLANGCI_LINT := $(BIN)/golangci-lint-$(call tool-version,sigs.k8s.io/kube-api-linter)
 
-# Modules with tests of their own, beside the root.
-MODULES := $(patsubst %/go.mod,%,$(wildcard test/*/go.mod))
+# Modules with tests of their own, beside the root; the fault suite has a target of its own.
+MODULES := $(filter-out test/faults,$(patsubst %/go.mod,%,$(wildcard test/*/go.mod)))
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
@@ -26,6 +26,8 @@ IMAGE ?= bmdb-operator:$(VERSION)
 TEST_TIMEOUT ?= 15m
 # Packages tested at once. Each that needs a control plane takes half a gigabyte, so not as many as there are cores.
 TEST_PARALLEL ?= $(shell n=$$(nproc); echo $$(( n > 4 ? 4 : n )))
+# Faults that strike at once; each has some operators and a database of its own.
+FAULTS_PARALLEL ?= 2
 # Packages to test, and further flags, for a run of one's own: make test PACKAGES=./bmdb/... TESTFLAGS='-run Lease -v'
 PACKAGES ?= ./...
 TESTFLAGS ?=
@@ -70,6 +72,15 @@ bench: ## Measure this machine's throughput, takeover and idle cost beside other
 	@echo "building the benchmarks (first time a few minutes)"
 	@CGO_ENABLED=0 go -C test/bench build -ldflags '-X main.version=$(VERSION)' -o ../../$(BIN)/bmdb-bench .
 	@exec $(BIN)/bmdb-bench --output '$(OUT)' --benchmarks '$(BENCH)' --quick=$(if $(QUICK),true,false) --database-url '$(DATABASE_URL)' --programs $(BIN)
+
+.PHONY: test-faults
+test-faults: ## Let operators, their database and their API server suffer every fault, and check what is promised. QUICK=1: minutes; FAULT=F3: one; SEED=n: again
+	@hack/prerequisites.sh test
+	@$(MAKE) controlplane
+	@echo "compiling the operator with a witness at its machines, and the suite"
+	@BMDB_FAULTS_QUICK='$(QUICK)' BMDB_FAULTS_SEED='$(SEED)' BMDB_FAULTS_DIR='$(FAULTS_DIR)' \
+	  go -C test/faults test -count=1 -v -timeout $(if $(QUICK),15m,90m) -parallel $(FAULTS_PARALLEL) -run '$(if $(FAULT),^Test$(FAULT)($$|[^0-9]),.)' $(TESTFLAGS) .
+	@$(if $(FAULT),:,go -C test/faults test -count=1 ./wire ./bmc)
 
 ##@ Change
 

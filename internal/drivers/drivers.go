@@ -44,10 +44,14 @@ func NewRegistry(agents ssh.AgentBinary, allowSimulated bool) provider.Registry[
 			if c == nil {
 				c = &v1alpha1.SimulatedProvider{}
 			}
-			return simulated.New(simulated.Config{
+			d, err := simulated.New(simulated.Config{
 				Latency:        time.Duration(value(c.LatencyMilliseconds)) * time.Millisecond,
 				FailurePercent: int(value(c.FailurePercent)), HangPercent: int(value(c.HangPercent)), Seed: value(c.Seed),
 			})
+			if err != nil {
+				return nil, err
+			}
+			return witness(d), nil
 		}
 	}
 	return registry

@@ -72,16 +72,29 @@ func RulesAtRest() []rule {
 		{"a claim is complete without what it was to do, or not complete with it", `
 			SELECT claim_key, state, succeeded, skipped, completions FROM claims
 			WHERE mode = 'Once' AND (state = 'Complete') <> (succeeded + skipped >= completions)`},
-		{"a claim failed without a machine that used up its attempts", `
+		{"a claim failed without a machine that used up its attempts, or was lost too often", `
 			SELECT c.claim_key, c.reason FROM claims c WHERE c.state = 'Failed' AND NOT EXISTS (
-				SELECT 1 FROM claim_machines m WHERE m.pool = c.pool AND m.claim_key = c.claim_key AND m.quarantined_at IS NOT NULL AND m.attempts >= c.max_attempts)`},
+				SELECT 1 FROM claim_machines m WHERE m.pool = c.pool AND m.claim_key = c.claim_key AND m.quarantined_at IS NOT NULL
+				AND (m.attempts >= c.max_attempts OR m.losses >= 10))`},
 		{"a machine was tried more often than it may be", `
 			SELECT h.claim_key, h.machine_id, count(*) FROM work_history h JOIN claims c ON c.pool = h.pool AND c.claim_key = h.claim_key
 			WHERE h.event = 'Failed' GROUP BY 1, 2, c.max_attempts HAVING count(*) > c.max_attempts`},
 	}
 }
 
-// Broken returns an error that shows where rules are broken. It is safe for concurrent use.
+// BrokenError says that a rule is broken.
+type BrokenError struct {
+	// What must never happen, and where it did.
+	What, Found string
+	// Times is how often it did.
+	Times int
+}
+
+func (e *BrokenError) Error() string {
+	return fmt.Sprintf("%s: %d times, as in %s", e.What, e.Times, e.Found)
+}
+
+// Broken returns an error that shows where rules are broken, a *BrokenError for each; any other error is one of the database. It is safe for concurrent use.
 func (l *Lab) Broken(ctx context.Context, rules []rule) error {
 	var errs []error
 	for _, r := range rules {
@@ -102,7 +115,7 @@ func (l *Lab) Broken(ctx context.Context, rules []rule) error {
 			return fmt.Errorf("ask whether %s: %w", r.What, err)
 		}
 		if len(found) > 0 {
-			errs = append(errs, fmt.Errorf("%s: %d times, as in %s", r.What, len(found), strings.Join(found[:min(len(found), 3)], " ")))
+			errs = append(errs, &BrokenError{What: r.What, Found: strings.Join(found[:min(len(found), 3)], " "), Times: len(found)})
 		}
 	}
 	return errors.Join(errs...)

@@ -1,0 +1,251 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package faults_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv/proc"
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv/testbed"
+	"github.com/bmdb-dev/bmdb-operator/test/faults/bmc"
+	"github.com/bmdb-dev/bmdb-operator/test/faults/wire"
+)
+
+// rig is what a fault strikes: operators that serve a namespace from a database, each with a proxy of its own before it, and a witness at the
+// machines.
+type rig struct {
+	*testbed.Lab
+	fault   string
+	random  *rand.Rand // for the test's goroutine
+	witness *bmc.Witness
+	pods    []*pod
+	began   time.Time
+	longest atomic.Int64 // the longest that the server took for a round trip, in nanoseconds
+	watcher *watcher
+}
+
+// rigOptions are what a fault needs otherwise. The zero value has three pods with a lease of three seconds.
+type rigOptions struct {
+	testbed.Options
+	pods  int
+	lease time.Duration
+	flags []string
+	via   func(pod int, proxy string) string // URL of the database for a pod, where it is not its proxy's
+}
+
+const defaultLease = 3 * time.Second
+
+// newRig makes a rig without starting its pods. It is torn down, and what happened is kept if the test fails, at the test's end.
+func newRig(t *testing.T, fault string, o rigOptions) *rig {
+	t.Helper()
+	if o.pods == 0 {
+		o.pods = 3
+	}
+	if o.lease == 0 {
+		o.lease = defaultLease
+	}
+	o.Programs = &run.programs
+	r := &rig{Lab: testbed.New(t, o.Options), fault: fault, random: choices(fault), began: time.Now()}
+	t.Cleanup(r.keep)
+	var err error
+	if r.witness, err = bmc.Listen(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.witness.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	catalog, err := wire.ReadCatalog("../../bmdb")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range o.pods {
+		p := &pod{rig: r}
+		if p.proxy, err = wire.Listen(t.Context(), wire.Options{Database: r.Database, Catalog: catalog, Owner: func() any { return p.process.Load() }}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(p.proxy.Close)
+		p.setHook(nil)
+		p.Operator = r.Operator(fmt.Sprintf("operator-%c", 'a'+i), append([]string{"--lease", o.lease.String(), "--database-connections", "6", "--cluster-id", "here"}, o.flags...)...)
+		url := p.proxy.URL()
+		if o.via != nil {
+			url = o.via(i, url)
+		}
+		p.Env = append(p.Env, "BMDB_WITNESS_URL="+r.witness.URL(), "BMDB_DATABASE_URL="+url)
+		r.pods = append(r.pods, p)
+	}
+	return r
+}
+
+// start starts all pods and waits until they are ready.
+func (r *rig) start() {
+	r.T.Helper()
+	for _, p := range r.pods {
+		p.launch()
+	}
+	r.awaitReady()
+}
+
+// awaitReady waits until all pods are ready.
+func (r *rig) awaitReady() {
+	r.T.Helper()
+	for _, p := range r.pods {
+		ctx, cancel := context.WithTimeout(r.T.Context(), testbed.Patience)
+		err := p.Process.WaitReady(ctx, p.Ready)
+		cancel()
+		if err != nil {
+			r.T.Fatalf("%s is not ready: %v", p.Name, err)
+		}
+	}
+}
+
+// struck counts a fault that took effect.
+func (r *rig) struck(what string) { run.tally.add(r.fault, what, 1) }
+
+// require fails the test unless each of these has struck.
+func (r *rig) require(what ...string) {
+	r.T.Helper()
+	for _, w := range what {
+		run.tally.add(r.fault, w, 0)
+		if run.tally.of(r.fault, w) == 0 {
+			r.T.Errorf("nothing was put to the test: %q never struck", w)
+		}
+	}
+}
+
+// keep leaves what happened in a directory, if the test failed.
+func (r *rig) keep() {
+	if !r.T.Failed() {
+		return
+	}
+	dir := filepath.Join(run.keep, fmt.Sprintf("%s-%d", r.fault, run.seed))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		r.T.Log(err)
+		return
+	}
+	err := os.CopyFS(filepath.Join(dir, time.Now().UTC().Format("150405")), os.DirFS(r.Dir))
+	r.T.Logf("%s failed; what happened is in %s; SEED=%d FAULT=%s makes the same choices again (%v)", r.fault, dir, run.seed, r.fault, err)
+}
+
+// dirOf is where a failing test puts something.
+func (r *rig) dirOf(name string) (string, error) {
+	dir := filepath.Join(run.keep, fmt.Sprintf("%s-%d", r.fault, run.seed))
+	return filepath.Join(dir, name), os.MkdirAll(dir, 0o755)
+}
+
+// pod is one operator, whose process may change. Its own methods may be called from hooks as well, unless they say otherwise.
+type pod struct {
+	*testbed.Operator
+	rig     *rig
+	proxy   *wire.Proxy
+	process atomic.Pointer[proc.Process]
+	deaths  sync.Map // processes that were killed by the suite
+}
+
+// launch starts the process without waiting for it. For the test's goroutine.
+func (p *pod) launch() {
+	p.rig.T.Helper()
+	p.Launch()
+	p.process.Store(p.Process)
+}
+
+// setHook puts a hook before the pod's database; nil lets everything pass. Whatever it is, the time that the server takes is measured.
+func (p *pod) setHook(h wire.Hook) {
+	p.proxy.SetHook(func(t *wire.Trip, side wire.Side) wire.Verdict {
+		if side == wire.After {
+			took := int64(t.Done.Sub(t.Sent))
+			for old := p.rig.longest.Load(); took > old && !p.rig.longest.CompareAndSwap(old, took); {
+				old = p.rig.longest.Load()
+			}
+		}
+		if h == nil {
+			return wire.Verdict{}
+		}
+		return h(t, side)
+	})
+}
+
+// kill kills a process of the pod and tells whether it lived until then. It returns when it is dead.
+func (p *pod) kill(process *proc.Process) bool {
+	if _, killed := p.deaths.LoadOrStore(process, true); killed || process == nil {
+		return false
+	}
+	if err := process.Stop(context.Background(), syscall.SIGKILL); err != nil {
+		return false
+	}
+	status, ok := process.Exit().Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && status.Signal() == syscall.SIGKILL
+}
+
+// byPID returns the pod whose process has an ID.
+func (r *rig) byPID(pid int) (*pod, *proc.Process) {
+	for _, p := range r.pods {
+		if process := p.process.Load(); process != nil && process.Pid() == pid && process.Err() == nil {
+			return p, process
+		}
+	}
+	return nil, nil
+}
+
+// watcher asks for broken rules while faults strike.
+type watcher struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+	looks  int
+	errs   []error
+}
+
+// watchRules begins to ask for broken rules. A database that does not answer says nothing. verify ends it.
+func (r *rig) watchRules() {
+	const interval = time.Second / 2
+	ctx, cancel := context.WithCancel(r.T.Context())
+	w := &watcher{cancel: cancel, done: make(chan struct{})}
+	r.watcher = w
+	go func() {
+		defer close(w.done)
+		ticker := time.NewTicker(interval)
+		defer ticker.Stop()
+		for {
+			var broken *testbed.BrokenError
+			err := r.Broken(ctx, testbed.Rules())
+			switch {
+			case err == nil:
+				w.looks++
+			case errors.As(err, &broken):
+				w.errs = append(w.errs, fmt.Errorf("%s after the beginning: %w", time.Since(r.began).Round(time.Millisecond), err))
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+		}
+	}()
+}
+
+// stopWatching reports what the watcher found.
+func (r *rig) stopWatching() {
+	r.T.Helper()
+	if r.watcher == nil {
+		return
+	}
+	r.watcher.cancel()
+	<-r.watcher.done
+	for _, err := range r.watcher.errs[:min(len(r.watcher.errs), 10)] {
+		r.T.Error(err)
+	}
+	run.tally.add(r.fault, "looks at the invariants meanwhile", int64(r.watcher.looks))
+	r.watcher = nil
+}

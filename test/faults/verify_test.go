@@ -1,0 +1,120 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package faults_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv/testbed"
+	"github.com/bmdb-dev/bmdb-operator/internal/provider/witnessed"
+)
+
+// peace is how long everything may take to come to its end after the last fault.
+const peace = 2 * time.Minute
+
+// verify waits, after the last fault, until everything has come to its own end, and checks all that was promised: the invariants,
+// meanwhile and now, the statuses, what the witness has seen, and that what happened to each lock is what happens to a lock.
+func (r *rig) verify() {
+	r.T.Helper()
+	quiet := time.Now()
+	r.Eventually(peace, "all claims have ended", func(ctx context.Context) error {
+		n, err := r.Number(ctx, "SELECT count(*) FROM claims WHERE state NOT IN ('Complete', 'Failed')")
+		if err == nil && n > 0 {
+			err = fmt.Errorf("%d have not", n)
+		}
+		return err
+	})
+	r.T.Logf("all claims had ended %s after the last fault", time.Since(quiet).Round(time.Millisecond))
+	r.stopWatching()
+	// A machine that is lost ten times in a row is left alone; the rules say whether it was.
+	if n, all := r.Count("SELECT count(*) FROM claims WHERE state <> 'Complete'"), r.Count("SELECT count(*) FROM claims"); n*4 > all {
+		r.T.Errorf("%d of %d claims failed, though every machine can be done: %s", n, all,
+			r.Table(r.T.Context(), "SELECT claim_key, state, reason, message FROM claims WHERE state <> 'Complete' LIMIT 5"))
+	}
+	r.Eventually(testbed.Patience, "nothing is held any more", func(ctx context.Context) error {
+		return r.Broken(ctx, append(testbed.Rules(), testbed.RulesAtRest()...))
+	})
+	r.VerifyStatuses()
+	r.verifyWitness()
+	r.verifyHistory()
+	run.tally.add(r.fault, "claims that came to their end", int64(r.Count("SELECT count(*) FROM claims")))
+	for _, event := range []string{"Finished", "Failed", "Lost", "Released", "Canceled"} {
+		run.tally.add(r.fault, "works that ended "+event, int64(r.Count("SELECT count(*) FROM work_history WHERE event = $1", event)))
+	}
+}
+
+// verifyWitness holds what the machines have seen against the history: nothing is done to a machine after it was finished, and nothing that no
+// work was for.
+func (r *rig) verifyWitness() {
+	r.T.Helper()
+	rows, err := r.DB.Query(r.T.Context(), `SELECT s.machine_id::text, s.fence, COALESCE(e.event, '') FROM work_history s
+		LEFT JOIN work_history e ON e.machine_id = s.machine_id AND e.work_id = s.work_id AND e.phase = 1 WHERE s.phase = 0`)
+	if err != nil {
+		r.T.Fatal(err)
+	}
+	type work struct {
+		machine string
+		fence   int64
+	}
+	ends, finished := map[work]string{}, map[string]int64{}
+	var machine, event string
+	var fence int64
+	if _, err := pgx.ForEachRow(rows, []any{&machine, &fence, &event}, func() error {
+		ends[work{machine, fence}] = event
+		if event == "Finished" {
+			finished[machine] = fence
+		}
+		return nil
+	}); err != nil {
+		r.T.Fatal(err)
+	}
+	refused, good := 0, map[work]bool{}
+	for _, t := range r.witness.Touches() {
+		w := work{t.Machine.String(), t.Fence}
+		end, known := ends[w]
+		switch last := finished[w.machine]; {
+		case !known:
+			r.T.Errorf("machine %s was touched by a work that never started: %+v", t.Name, t)
+		case last > 0 && t.Fence > last:
+			r.T.Errorf("machine %s was touched after it was finished by the work with fence %d: %+v", t.Name, last, t)
+		case t.Kind == witnessed.End && t.Error == "":
+			good[w] = true
+		case t.Kind == witnessed.End && end == "Finished":
+			r.T.Errorf("machine %s: a work that did not succeed was committed as finished: %+v", t.Name, t)
+		}
+		if t.Refused {
+			refused++
+		}
+	}
+	for w, end := range ends {
+		if end == "Finished" && !good[w] {
+			r.T.Errorf("machine %s was finished by the work with fence %d, of which the witness knows no good end", w.machine, w.fence)
+		}
+	}
+	run.tally.add(r.fault, "touches that the witness saw", int64(len(r.witness.Touches())))
+	run.tally.add(r.fault, "stale touches that it refused", int64(refused))
+}
+
+// writeJSON leaves something in the directory of a failing test.
+func (r *rig) writeJSON(name string, v any) {
+	r.T.Helper()
+	path, err := r.dirOf(name)
+	if err != nil {
+		r.T.Log(err)
+		return
+	}
+	text, err := json.MarshalIndent(v, "", " ")
+	if err == nil {
+		err = os.WriteFile(path, text, 0o644)
+	}
+	if err != nil {
+		r.T.Logf("write %s: %v", path, err)
+	}
+}

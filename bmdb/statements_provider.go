@@ -145,6 +145,11 @@ ON CONFLICT (pool, kind, id, cluster) DO NOTHING`
 	sqlAlarms = `
 SELECT pool, kind, id, cluster, reason, database_id, revision, noticed_at FROM database_alarms ORDER BY pool, kind, id, cluster LIMIT $1`
 
+	// sqlDoubts is the worse of the reasons that speak against the database for a cluster or a pool.
+	sqlDoubts = `
+SELECT COALESCE((SELECT min(a.reason) FROM database_alarms a WHERE a.cluster = $1 OR a.pool = $2), ''),
+    EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = $3 AND s.session_ended_at IS NULL)`
+
 	sqlNextIncarnation      = "UPDATE database_identity SET incarnation = incarnation + 1 WHERE singleton = 1"
 	sqlAcknowledgeDatabases = `
 INSERT INTO database_acknowledgements (database_id, incarnation, acknowledged_at, actor)

@@ -212,6 +212,24 @@ func (c *Connection) Alarms(ctx context.Context, limit int) (alarms []Alarm, err
 	return alarms, wrap("list alarms", err)
 }
 
+// Doubts are what keeps a cluster from acting upon the absence of objects.
+type Doubts struct {
+	// Reason is DatabaseChanged or DatabaseRewound if objects of the cluster, or of the pool, speak against the database; empty: none does. Where there
+	// are both it is DatabaseChanged.
+	Reason string
+	// SessionLives tells that the session asked for is one of this database and was not ended: the database is the one that it was started in.
+	SessionLives bool
+}
+
+// Doubts reads what speaks against the database at the moment, so that a cluster ends no views in a pool whose objects are gone from it, and whether a
+// session lives. It needs no session.
+func (c *Connection) Doubts(ctx context.Context, cluster, pool string, session uuid.UUID) (d Doubts, err error) {
+	err = c.read(ctx, "Doubts", sqlDoubts, []any{cluster, pool, session}, func() { d = Doubts{} }, func(row pgx.Rows) error {
+		return row.Scan(&d.Reason, &d.SessionLives)
+	})
+	return d, wrap("read what speaks against the database", err)
+}
+
 // AcknowledgeDatabase says that a person has looked, and that the database as it is now counts: the databases that objects remember instead are
 // forgotten, revisions grow from above all former ones, and what was held back goes on. It is audited. It returns how many alarms that ended.
 func (c *Connection) AcknowledgeDatabase(ctx context.Context, actor, cause string) (ended int, err error) {

@@ -114,6 +114,9 @@ func (o *Objects) Idle(ctx context.Context, term worker.Term) (bool, error) {
 		case err == nil && snapshot.Active > 0:
 			return false, nil
 		}
+		if doubts, err := o.doubts(ctx, term.Pool); err != nil || doubts.wait > 0 {
+			return false, err
+		}
 		if err := o.free(ctx, claim, ours); err != nil {
 			return false, err
 		}

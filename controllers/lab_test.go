@@ -14,6 +14,7 @@ import (
 
 	"github.com/fluxcd/cli-utils/pkg/kstatus/status"
 	"github.com/go-logr/logr"
+	"github.com/google/uuid"
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -95,6 +96,7 @@ type labOptions struct {
 	allowSimulated bool
 	interval       time.Duration
 	stagger        time.Duration
+	unwitnessed    bool   // no objects were held against the database yet
 	origin         string // of the API server that the reconcilers believe to speak to; empty: they do not ask
 }
 
@@ -145,6 +147,9 @@ func newLab(t *testing.T, o labOptions) *lab {
 	kube := controllers.Kube{Client: l.client, Live: controllers.NewLive(direct, o.origin), Events: l.events, Clock: l.clock}
 	opener := drivers.NewOpener(l.client, direct, drivers.NewRegistry(ssh.AgentFiles(t.TempDir()), o.allowSimulated))
 	l.objects = controllers.NewObjects(config, kube, l.conn)
+	if !o.unwitnessed {
+		l.objects.Trust(uuid.Nil)
+	}
 	l.machines = controllers.NewMachineReconciler(config, kube, l.conn, l.shown, l.objects)
 	l.providers = controllers.NewProviderConfigReconciler(config, kube, l.conn, opener, l.shown, l.objects)
 	l.claims = controllers.NewWorkClaimReconciler(config, kube, l.conn, l.workers, opener, process.Builtin(), l.shown, l.objects)

@@ -34,12 +34,13 @@ type MachineStore interface {
 // MachineReconciler records Machines in the database and shows what the database knows of them. Nothing is done to a machine here.
 type MachineReconciler struct {
 	base
-	store MachineStore
+	store   MachineStore
+	objects *Objects
 }
 
 // NewMachineReconciler returns a reconciler. objects passes on what changes in the database.
 func NewMachineReconciler(config Config, kube Kube, store MachineStore, shown Shower, objects *Objects) *MachineReconciler {
-	return &MachineReconciler{base: newBase(config, kube, shown, &objects.machines), store: store}
+	return &MachineReconciler{base: newBase(config, kube, shown, &objects.machines), store: store, objects: objects}
 }
 
 // SetupWithManager adds the controller to a manager.
@@ -74,6 +75,9 @@ func (r *MachineReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 
 // gone ends the view of a machine whose object is gone: only if the API server itself says so, since a cache may be behind.
 func (r *MachineReconciler) gone(ctx context.Context, name client.ObjectKey) (ctrl.Result, error) {
+	if doubts, err := r.objects.doubts(ctx, name.Namespace); err != nil || doubts.wait > 0 {
+		return ctrl.Result{RequeueAfter: doubts.wait}, err
+	}
 	id, err := r.store.MachineByName(ctx, name.Namespace, name.Name)
 	switch {
 	case errors.Is(err, bmdb.ErrNoSuchMachine):

@@ -41,6 +41,15 @@ func (n *names) attached(name client.ObjectKey, r remembered) {
 	n.set(name, r)
 }
 
+// untold forgets what the database was told, so that it is told again.
+func (n *names) untold() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for name, r := range n.keys {
+		n.keys[name] = remembered{key: r.key, uid: r.uid}
+	}
+}
+
 func (n *names) set(name client.ObjectKey, r remembered) {
 	if n.keys == nil {
 		n.keys = map[client.ObjectKey]remembered{}

@@ -29,6 +29,7 @@ type ObjectStore interface {
 	MachineSnapshots(ctx context.Context, ids []uuid.UUID) ([]bmdb.MachineSnapshot, error)
 	ClaimSnapshot(ctx context.Context, pool, key string, limits bmdb.ClaimLimits) (*bmdb.ClaimSnapshot, error)
 	Hearer
+	Doubter
 }
 
 // Objects finds the objects of what the database speaks of, and asks their controllers to look at them. It is what the engine of workers
@@ -44,6 +45,7 @@ type Objects struct {
 	names                       names // of claims
 	providerNames               names
 	ends                        ends
+	trust                       trust
 }
 
 var _ worker.Objects = (*Objects)(nil)
@@ -74,6 +76,7 @@ func (o *Objects) Changed(ctx context.Context, p bmdb.Pending) (bool, error) {
 
 // Everything implements watch.Sink: it asks for a look at all objects, drawn over a while.
 func (o *Objects) Everything(ctx context.Context) error {
+	o.names.untold() // views may have been given up
 	for _, of := range []struct {
 		list client.ObjectList
 		to   *inbox

@@ -47,12 +47,13 @@ type ProviderConfigReconciler struct {
 	base
 	store   ProviderStore
 	drivers DriverOpener
+	objects *Objects
 	names   *names // UIDs of objects, for when they are gone
 }
 
 // NewProviderConfigReconciler returns a reconciler. objects passes on what changes in the database.
 func NewProviderConfigReconciler(config Config, kube Kube, store ProviderStore, opener DriverOpener, shown Shower, objects *Objects) *ProviderConfigReconciler {
-	return &ProviderConfigReconciler{base: newBase(config, kube, shown, &objects.providers), store: store, drivers: opener, names: &objects.providerNames}
+	return &ProviderConfigReconciler{base: newBase(config, kube, shown, &objects.providers), store: store, drivers: opener, objects: objects, names: &objects.providerNames}
 }
 
 // SetupWithManager adds the controller to a manager.
@@ -74,7 +75,7 @@ func (r *ProviderConfigReconciler) Reconcile(ctx context.Context, req ctrl.Reque
 		if !apierrors.IsNotFound(err) {
 			return ctrl.Result{}, fmt.Errorf("get ProviderConfig %s: %w", req, err)
 		}
-		return ctrl.Result{}, r.gone(ctx, req.NamespacedName)
+		return r.gone(ctx, req.NamespacedName)
 	}
 	r.names.remember(req.NamespacedName, config.Name, string(config.UID))
 	if doubts, err := r.doubt(ctx, &config); err != nil || doubts != nil {
@@ -176,24 +177,27 @@ func wide(n *int32) *int64 {
 }
 
 // gone takes the view of an object that is gone from the provider: its machines and works stay.
-func (r *ProviderConfigReconciler) gone(ctx context.Context, name client.ObjectKey) error {
+func (r *ProviderConfigReconciler) gone(ctx context.Context, name client.ObjectKey) (ctrl.Result, error) {
+	if doubts, err := r.objects.doubts(ctx, name.Namespace); err != nil || doubts.wait > 0 {
+		return ctrl.Result{RequeueAfter: doubts.wait}, err
+	}
 	var live v1alpha1.ProviderConfig
 	err := r.Live.Get(ctx, name, &live)
 	switch {
 	case err == nil:
-		return nil // made again, or the cache is behind; an event follows
+		return ctrl.Result{}, nil // made again, or the cache is behind; an event follows
 	case !apierrors.IsNotFound(err):
-		return fmt.Errorf("get ProviderConfig %s from the API server: %w", name, err)
+		return ctrl.Result{}, fmt.Errorf("get ProviderConfig %s from the API server: %w", name, err)
 	}
 	view := bmdb.View{Cluster: r.config.Cluster, UID: r.names.recall(name).uid, Name: name.Name}
 	if err := r.store.DetachProvider(ctx, view, name.Namespace, name.Name); err != nil {
-		return err
+		return ctrl.Result{}, err
 	}
 	r.names.forget(name)
 	state, err := r.store.ProviderSnapshot(ctx, r.config.Cluster, name.Namespace, name.Name)
 	if err != nil {
-		return err
+		return ctrl.Result{}, err
 	}
 	r.shown.Shown(bmdb.Pending{Kind: bmdb.KindProvider, Pool: name.Namespace, ID: name.Name, Rev: state.Rev})
-	return nil
+	return ctrl.Result{}, nil
 }

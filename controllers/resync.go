@@ -49,10 +49,13 @@ func (r *Resync) Start(ctx context.Context) error {
 	all := false
 	for {
 		wait := jitter(r.every)
-		if err := r.compare(ctx, all); err != nil && ctx.Err() == nil {
+		switch late, err := r.compare(ctx, all); {
+		case err != nil && ctx.Err() == nil:
 			r.log.Info("cannot compare objects with the database; it is tried again", "error", err.Error())
 			wait = jitter(resyncRetry)
-		} else {
+		case late > 0:
+			all, wait = false, min(wait, late)
+		default:
 			all = true
 		}
 		t := time.NewTimer(wait)
@@ -65,37 +68,39 @@ func (r *Resync) Start(ctx context.Context) error {
 	}
 }
 
-func (r *Resync) compare(ctx context.Context, all bool) error {
+// compare returns when to compare rows again, because some could not be while the database is in doubt; 0: all were.
+func (r *Resync) compare(ctx context.Context, all bool) (late time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, resyncTimeout)
 	defer cancel()
 	if all {
 		if err := r.objects.Everything(ctx); err != nil {
-			return err
+			return 0, err
 		}
 	}
+	unsure := map[string]time.Duration{} // by pool
 	for _, kind := range []string{bmdb.KindMachine, bmdb.KindClaim, bmdb.KindProvider} {
 		for after := (bmdb.ViewRow{}); ; {
 			page, err := r.views.ViewsOf(ctx, r.objects.config.Cluster, kind, after, viewsPage)
 			if err != nil {
-				return err
+				return 0, err
 			}
 			for _, v := range page {
-				if err := r.objects.checkView(ctx, v); err != nil {
-					return err
+				if err := r.objects.checkView(ctx, v, unsure); err != nil {
+					return 0, err
 				}
-				after = v
+				after, late = v, max(late, unsure[v.Pool])
 			}
 			if len(page) < viewsPage {
 				break
 			}
 		}
 	}
-	return nil
+	return late, nil
 }
 
 // checkView lets the controller of a view's kind look, if the cache has no object for the view. The controller asks the API server before it ends
-// anything.
-func (o *Objects) checkView(ctx context.Context, v bmdb.ViewRow) error {
+// anything. It leaves out pools in doubt; unsure is what is known of that: 0 for those that are not.
+func (o *Objects) checkView(ctx context.Context, v bmdb.ViewRow, unsure map[string]time.Duration) error {
 	if !o.config.serves(v.Pool) {
 		return nil
 	}
@@ -117,6 +122,16 @@ func (o *Objects) checkView(ctx context.Context, v bmdb.ViewRow) error {
 	}
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("look for the object of %s %s: %w", v.Kind, name, err)
+	}
+	if _, known := unsure[v.Pool]; !known {
+		doubts, err := o.doubts(ctx, v.Pool)
+		if err != nil {
+			return err
+		}
+		unsure[v.Pool] = doubts.wait
+	}
+	if unsure[v.Pool] > 0 {
+		return nil
 	}
 	switch v.Kind {
 	case bmdb.KindClaim:

@@ -106,12 +106,12 @@ func (r *WorkClaimReconciler) Reconcile(ctx context.Context, req ctrl.Request) (
 		if !apierrors.IsNotFound(err) {
 			return ctrl.Result{}, fmt.Errorf("get WorkClaim %s: %w", req, err)
 		}
-		return ctrl.Result{}, r.gone(ctx, req.NamespacedName)
+		return r.gone(ctx, req.NamespacedName)
 	}
 	s.key = s.claim.EffectiveKey()
 	s.view = bmdb.View{Cluster: r.config.Cluster, UID: string(s.claim.UID), Name: s.claim.Name}
-	if err := r.replaced(ctx, &s); err != nil {
-		return ctrl.Result{}, err
+	if wait, err := r.replaced(ctx, &s); err != nil || wait > 0 {
+		return ctrl.Result{RequeueAfter: wait}, err
 	}
 	r.objects.names.remember(s.name, s.key, s.view.UID)
 	if !s.claim.DeletionTimestamp.IsZero() {
@@ -128,11 +128,16 @@ func (r *WorkClaimReconciler) Reconcile(ctx context.Context, req ctrl.Request) (
 // deletePoll is how often it is looked whether the works of a claim that is being deleted have ended.
 const deletePoll = 300 * time.Millisecond
 
-// finish takes a claim that is being deleted from the database, and lets its object go when no machine is held for it any more.
+// finish takes a claim that is being deleted from the database, and lets its object go when no machine is held for it any more, as far as the database
+// can be believed.
 func (r *WorkClaimReconciler) finish(ctx context.Context, s *claimScope) (ctrl.Result, error) {
-	remaining, err := r.store.DetachClaim(ctx, s.view, s.name.Namespace, s.key)
-	if err != nil {
-		return ctrl.Result{}, err
+	remaining, doubts, err := r.detach(ctx, s.view, s.name.Namespace, s.key)
+	switch {
+	case err != nil || doubts.wait > 0 && doubts.reason == "":
+		return ctrl.Result{RequeueAfter: doubts.wait}, err
+	case doubts.wait > 0:
+		s.doubts = deletedInDoubt(doubts.reason)
+		return r.show(ctx, s)
 	}
 	if remaining > 0 {
 		r.workers.CancelClaim(s.name.Namespace, s.key)
@@ -149,27 +154,27 @@ func (r *WorkClaimReconciler) finish(ctx context.Context, s *claimScope) (ctrl.R
 
 // replaced takes the claim of an earlier object from the database whose name this one has, with another key: nothing else tells that the earlier is
 // gone. A cache may be behind, and this one the earlier.
-func (r *WorkClaimReconciler) replaced(ctx context.Context, s *claimScope) error {
+func (r *WorkClaimReconciler) replaced(ctx context.Context, s *claimScope) (wait time.Duration, err error) {
 	before := r.objects.names.recall(s.name)
 	if before.key == "" || before.key == s.key {
-		return nil
+		return 0, nil
 	}
 	var live v1alpha1.WorkClaim
 	if err := r.Live.Get(ctx, s.name, &live); err != nil {
-		return client.IgnoreNotFound(err) // its going is on its way here
+		return 0, client.IgnoreNotFound(err) // its going is on its way here
 	}
 	if string(live.UID) == before.uid || live.EffectiveKey() == before.key {
-		return nil
+		return 0, nil
 	}
-	remaining, err := r.store.DetachClaim(ctx, bmdb.View{Cluster: r.config.Cluster, UID: before.uid, Name: s.name.Name}, s.name.Namespace, before.key)
+	remaining, doubts, err := r.detach(ctx, bmdb.View{Cluster: r.config.Cluster, UID: before.uid, Name: s.name.Name}, s.name.Namespace, before.key)
 	if remaining > 0 {
 		r.workers.CancelClaim(s.name.Namespace, before.key)
 	}
-	return err
+	return doubts.wait, err
 }
 
 // gone takes a claim whose object is gone from the database: only if the API server itself says so, since a cache may be behind.
-func (r *WorkClaimReconciler) gone(ctx context.Context, name client.ObjectKey) error {
+func (r *WorkClaimReconciler) gone(ctx context.Context, name client.ObjectKey) (ctrl.Result, error) {
 	known := r.objects.names.recall(name)
 	if known.key == "" {
 		known.key = name.Name
@@ -178,24 +183,24 @@ func (r *WorkClaimReconciler) gone(ctx context.Context, name client.ObjectKey) e
 	err := r.Live.Get(ctx, name, &live)
 	switch {
 	case err == nil && (known.uid == "" || string(live.UID) == known.uid):
-		return nil // the cache is behind; an event follows
+		return ctrl.Result{}, nil // the cache is behind; an event follows
 	case err != nil && !apierrors.IsNotFound(err):
-		return fmt.Errorf("get WorkClaim %s from the API server: %w", name, err)
+		return ctrl.Result{}, fmt.Errorf("get WorkClaim %s from the API server: %w", name, err)
 	}
 	snapshot, err := r.store.ClaimSnapshot(ctx, name.Namespace, known.key, bmdb.ClaimLimits{})
 	if errors.Is(err, bmdb.ErrNoSuchClaim) {
 		r.objects.names.forget(name)
-		return nil
+		return ctrl.Result{}, nil
 	}
 	if err != nil {
-		return err
+		return ctrl.Result{}, err
 	}
 	if known.uid == "" && snapshot.Manager != nil && snapshot.Manager.Cluster == r.config.Cluster && snapshot.Manager.Name == name.Name {
 		known.uid = snapshot.Manager.UID
 	}
-	remaining, err := r.store.DetachClaim(ctx, bmdb.View{Cluster: r.config.Cluster, UID: known.uid, Name: name.Name}, name.Namespace, known.key)
-	if err != nil {
-		return err
+	remaining, doubts, err := r.detach(ctx, bmdb.View{Cluster: r.config.Cluster, UID: known.uid, Name: name.Name}, name.Namespace, known.key)
+	if err != nil || doubts.wait > 0 {
+		return ctrl.Result{RequeueAfter: doubts.wait}, err
 	}
 	if remaining > 0 {
 		r.workers.CancelClaim(name.Namespace, known.key)
@@ -204,5 +209,5 @@ func (r *WorkClaimReconciler) gone(ctx context.Context, name client.ObjectKey) e
 	r.shown.Shown(bmdb.Pending{Kind: bmdb.KindClaim, Pool: name.Namespace, ID: known.key, Rev: snapshot.Rev})
 	// Another object with the key speaks for it from now on.
 	r.objects.ClaimChanged(name.Namespace, known.key)
-	return nil
+	return ctrl.Result{}, nil
 }

@@ -152,6 +152,7 @@ func (w witnessed) Serve(ctx context.Context, s *bmdb.Session) {
 	for ctx.Err() == nil {
 		err := w.objects.Witness(ctx)
 		if err == nil {
+			w.objects.Trust(s.UUID)
 			w.engine.Serve(ctx, s)
 			return
 		}

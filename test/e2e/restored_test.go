@@ -29,8 +29,10 @@ func TestDatabaseRestored(t *testing.T) {
 	o := l.Start("operator-a", "--lease", "3s", "--cluster-id", "here")
 	l.Create(l.Simulated("lab", v1alpha1.SimulatedProvider{}))
 	l.CreateFleet("lab", "m-000", "m-001")
-	l.Create(l.Claim("before", "m-000"))
+	deleted := l.Claim("deleted", "m-000")
+	l.Create(l.Claim("before", "m-000"), deleted)
 	l.AwaitClaim("before", v1alpha1.ReasonComplete)
+	l.AwaitClaim("deleted", v1alpha1.ReasonComplete)
 	wipe := bmdb.ProcessDefinition{Pool: l.Namespace, Name: "wipe", Requires: []string{bmdb.FactProvided}, Destructive: true}
 	conn := l.library()
 	if err := conn.RegisterProcess(t.Context(), wipe); err != nil {
@@ -45,6 +47,9 @@ func TestDatabaseRestored(t *testing.T) {
 	l.Create(l.Claim("after", "m-001"))
 	l.AwaitClaim("after", v1alpha1.ReasonComplete)
 	l.awaitAgents("m-000", "m-001")
+	l.Remove(deleted)
+	const views = "SELECT count(*) FROM claim_views WHERE claim_key = 'deleted'"
+	l.AwaitCount("the deleted claim has no view", 0, views)
 	o.Terminate()
 	outcomes := l.outcomes()
 	l.Database, o.Env = copied, environWith(o.Env, copied)
@@ -63,6 +68,9 @@ func TestDatabaseRestored(t *testing.T) {
 	}
 	conn = restored.library()
 	defer conn.Close()
+	if n := restored.Count(views); n != 1 {
+		t.Errorf("the rewound database has %d views of the claim that was deleted, before anybody has looked", n)
+	}
 	if reason := startWipe(t, conn, l.Namespace); reason != "DatabaseNotAcknowledged" {
 		t.Errorf("a destructive process started, or not for this reason: %q", reason)
 	}
@@ -72,6 +80,7 @@ func TestDatabaseRestored(t *testing.T) {
 	}
 	restored.Command("acknowledge-database", "--yes", "--actor", "somebody")
 	l.AwaitClaim("after", v1alpha1.ReasonComplete) // the machine was done again, as the person has decided
+	restored.AwaitCount("the deleted claim has no view again", 0, views)
 	l.Eventually(testbed.Patience, "the statuses are those of the database again", func(ctx context.Context) error {
 		m, err := l.ReadMachine(ctx, "m-001")
 		if err == nil && !testbed.ConditionIs(m.Status.Conditions, v1alpha1.ConditionReady, v1alpha1.ReasonRecorded) {

@@ -246,29 +246,36 @@ func (g *giveUp) ended(tx *Tx, kind, pool, name string, machine *uuid.UUID) {
 
 // machines ends views of machines, together.
 func (g *giveUp) machines(ctx context.Context, views []ViewRow) (n int, err error) {
-	ids, texts, uids, pools := make([]uuid.UUID, len(views)), make([]string, len(views)), make([]string, len(views)), make([]string, len(views))
+	ids, uids := make([]uuid.UUID, len(views)), make([]string, len(views))
 	for i, v := range views {
 		if ids[i], err = uuid.Parse(v.ID); err != nil {
 			return 0, fmt.Errorf("read ID of machine %s/%s: %w", v.Pool, v.Name, err)
 		}
-		texts[i], uids[i], pools[i] = v.ID, v.UID, v.Pool
+		uids[i] = v.UID
 	}
 	err = g.conn.transact(ctx, "give up machines", func(ctx context.Context, tx *Tx) error {
-		n = 0
 		tx.lockMachines(ids...)
 		if err := g.hindered(ctx, tx); err != nil {
 			return err
 		}
+		// Others may have been attached since the views were listed; these have something to show.
+		var ended []uuid.UUID
+		var pools, texts []string
 		tx.queueRows("EndMachineViews", sqlEndMachineViews, []any{g.Cluster, ids, uids, g.Origin}, func(row pgx.Rows) error {
 			var id uuid.UUID
 			var pool, name string
 			err := row.Scan(&id, &pool, &name)
 			g.ended(tx, KindMachine, pool, name, &id)
-			n++
+			ended, pools, texts = append(ended, id), append(pools, pool), append(texts, id.String())
 			return err
 		})
-		tx.queue("ForgetMachines", sqlForgetMachines, g.Cluster, slices.Compact(slices.Sorted(slices.Values(pools))), texts)
-		g.inherited(tx, KindMachine, "InheritMachines", sqlInheritMachines, ids)
+		if err := tx.flush(ctx); err != nil {
+			return err
+		}
+		n = len(ended)
+		slices.Sort(pools)
+		tx.queue("ForgetMachines", sqlForgetMachines, g.Cluster, slices.Compact(pools), texts)
+		g.inherited(tx, KindMachine, "InheritMachines", sqlInheritMachines, ended)
 		tx.recomputeTouched()
 		return tx.flush(ctx)
 	})

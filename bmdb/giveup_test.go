@@ -297,3 +297,39 @@ func TestGiveUpAPoolOrAFormerAPIServer(t *testing.T) {
 	}
 	want(map[string][]string{"one": {"latter"}, "two": {"latter"}})
 }
+
+// TestGiveUpMeetsAnObjectOfNow: a view that was listed, and is of an object of the present API server when its turn comes, stays with all that it has to
+// show.
+func TestGiveUpMeetsAnObjectOfNow(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	at := func(origin string) *bmdb.Connection {
+		return l.another(func(c *bmdb.Config) { c.Cluster, c.Origin = "a", origin })
+	}
+	if err := l.conn.RegisterCluster(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	former, latter := at("former"), at("latter")
+	mustRegister(t, former, bmdb.View{Cluster: "a", UID: "1", Name: "m"}, machine("m", "m", ""))
+	conn := l.another(func(c *bmdb.Config) {
+		c.BeforeStatement = func(ctx context.Context, b bmdb.Boundary) error {
+			if b.Operation != "give up machines" || b.Statement != "LockMachines" {
+				return nil
+			}
+			if _, err := latter.RegisterMachine(ctx, bmdb.View{Cluster: "a", UID: "2", Name: "m"}, machine("m", "m", "")); err != nil {
+				return err
+			}
+			_, err := latter.Spread(ctx, 100)
+			return err
+		}
+	})
+	if done, err := conn.GiveUpViews(t.Context(), bmdb.GiveUp{Cluster: "a", Origin: "former"}, nil); err != nil || done != (bmdb.GivenUp{}) {
+		t.Errorf("given up: %+v, %v", done, err)
+	}
+	if got := l.int("SELECT count(*) FROM machine_views WHERE attached AND manages AND uid = '2'"); got != 1 {
+		t.Error("the view of the present object has ended")
+	}
+	if got := l.int("SELECT count(*) FROM projection WHERE cluster = 'a' AND rev <> done_rev"); got != 1 {
+		t.Errorf("%d changes are kept for it to show", got)
+	}
+}

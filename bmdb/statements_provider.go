@@ -126,11 +126,18 @@ WHERE pool = $1 AND process = $2`
 
 // What speaks against the database.
 const (
-	sqlAcknowledged = "SELECT database_id, incarnation FROM database_acknowledgements"
-
-	sqlRevsOfMachines  = "SELECT '', m.machine_id::text, m.rev, false FROM machine_state m WHERE m.machine_id = ANY($1)"
-	sqlRevsOfClaims    = "SELECT c.pool, c.claim_key, c.rev, c.state IN ('Complete', 'Failed') FROM claims c JOIN (SELECT unnest($1::text[]) AS pool, unnest($2::text[]) AS id) x ON c.pool = x.pool AND c.claim_key = x.id"
-	sqlRevsOfProviders = "SELECT p.pool, p.provider, p.rev, false FROM providers p JOIN (SELECT unnest($1::text[]) AS pool, unnest($2::text[]) AS id) x ON p.pool = x.pool AND p.provider = x.id"
+	// sqlHear is all that testimonies are held against, at one moment: who the database is, what was acknowledged, how far the rows of machines $1,
+	// claims $2, $3 and providers $4, $5 have come, and what has been recorded already of pools and IDs $6, $7.
+	sqlHear = `
+SELECT 'identity', '', i.database_id::text, '', i.incarnation, false FROM database_identity i WHERE i.singleton = 1
+UNION ALL SELECT 'acknowledged', '', a.database_id::text, '', a.incarnation, false FROM database_acknowledgements a
+UNION ALL SELECT 'machine', '', m.machine_id::text, '', m.rev, false FROM machine_state m WHERE m.machine_id = ANY($1::uuid[])
+UNION ALL SELECT 'claim', c.pool, c.claim_key, '', c.rev, c.state IN ('Complete', 'Failed')
+    FROM claims c JOIN (SELECT unnest($2::text[]) AS pool, unnest($3::text[]) AS id) x ON c.pool = x.pool AND c.claim_key = x.id
+UNION ALL SELECT 'provider', p.pool, p.provider, '', p.rev, false
+    FROM providers p JOIN (SELECT unnest($4::text[]) AS pool, unnest($5::text[]) AS id) x ON p.pool = x.pool AND p.provider = x.id
+UNION ALL SELECT 'known ' || a.kind, a.pool, a.id, a.cluster, 0, false
+    FROM database_alarms a JOIN (SELECT DISTINCT unnest($6::text[]) AS pool, unnest($7::text[]) AS id) x ON a.pool = x.pool AND a.id = x.id`
 
 	// sqlRaiseAlarms records alarms of the incarnation $8, which it locks: one that was acknowledged meanwhile has none.
 	sqlRaiseAlarms = `
@@ -161,11 +168,6 @@ WHERE database_acknowledgements.incarnation < excluded.incarnation`
 
 	// sqlWithdrawAlarms ends the alarms of one cluster, whose objects were held against the wrong database.
 	sqlWithdrawAlarms = "DELETE FROM database_alarms WHERE cluster = $1 RETURNING kind"
-
-	// sqlKnownAlarms are those of objects, which need not be recorded again.
-	sqlKnownAlarms = `
-SELECT a.kind, a.pool, a.id, a.cluster FROM database_alarms a
-JOIN (SELECT unnest($1::text[]) AS pool, unnest($2::text[]) AS id) x ON x.pool = a.pool AND x.id = a.id`
 )
 
 // Managing roles.

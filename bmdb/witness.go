@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -78,7 +79,7 @@ type Alarm struct {
 func (c *Connection) Hear(ctx context.Context, testimonies []Testimony) (alarms []Alarm, err error) {
 	for page := range slices.Chunk(testimonies, hearPage) {
 		h := hearing{conn: c, testimonies: page}
-		if err := c.snapshot(ctx, "hear", h.read); err != nil {
+		if err := h.read(ctx); err != nil {
 			return nil, fmt.Errorf("compare objects with the database: %w", err)
 		}
 		raised := h.judge()
@@ -115,19 +116,10 @@ type heardAlarm struct {
 	cluster string
 }
 
-func (h *hearing) read(_ context.Context, tx *Tx) error {
-	h.acknowledged, h.rows, h.known = map[uuid.UUID]int64{}, map[thingID]heardRow{}, map[heardAlarm]bool{}
-	tx.queueIdentity(func(id uuid.UUID, incarnation int64) { h.id, h.incarnation = id, incarnation })
-	tx.queueRows("Acknowledged", sqlAcknowledged, nil, func(row pgx.Rows) error {
-		var id uuid.UUID
-		var incarnation int64
-		err := row.Scan(&id, &incarnation)
-		h.acknowledged[id] = incarnation
-		return err
-	})
-	var machines []uuid.UUID
-	var allPools, allIDs []string
-	pools, ids := map[string][]string{}, map[string][]string{}
+func (h *hearing) read(ctx context.Context) error {
+	machines := []uuid.UUID{}
+	allPools, allIDs := []string{}, []string{}
+	pools, ids := map[string][]string{KindClaim: {}, KindProvider: {}}, map[string][]string{KindClaim: {}, KindProvider: {}}
 	for _, t := range h.testimonies {
 		allPools, allIDs = append(allPools, t.Pool), append(allIDs, t.ID)
 		if t.Kind != KindMachine {
@@ -136,31 +128,34 @@ func (h *hearing) read(_ context.Context, tx *Tx) error {
 			machines = append(machines, id)
 		}
 	}
-	if len(machines) > 0 {
-		tx.queueRows("RevsOfMachines", sqlRevsOfMachines, []any{machines}, h.row(KindMachine))
-	}
-	for kind, sql := range map[string]string{KindClaim: sqlRevsOfClaims, KindProvider: sqlRevsOfProviders} {
-		if len(ids[kind]) > 0 {
-			tx.queueRows("RevsOf", sql, []any{pools[kind], ids[kind]}, h.row(kind))
-		}
-	}
-	tx.queueRows("KnownAlarms", sqlKnownAlarms, []any{allPools, allIDs}, func(row pgx.Rows) error {
-		var a heardAlarm
-		err := row.Scan(&a.kind, &a.pool, &a.id, &a.cluster)
-		h.known[a] = true
-		return err
-	})
-	return nil
+	args := []any{machines, pools[KindClaim], ids[KindClaim], pools[KindProvider], ids[KindProvider], allPools, allIDs}
+	return h.conn.read(ctx, "Hear", sqlHear, args, func() {
+		h.acknowledged, h.rows, h.known = map[uuid.UUID]int64{}, map[thingID]heardRow{}, map[heardAlarm]bool{}
+	}, h.row)
 }
 
-func (h *hearing) row(kind string) func(row pgx.Rows) error {
-	return func(row pgx.Rows) error {
-		var pool, id string
-		var r heardRow
-		err := row.Scan(&pool, &id, &r.rev, &r.over)
-		h.rows[thingID{kind, pool, id}] = r
+// row takes a row of sqlHear.
+func (h *hearing) row(row pgx.Rows) (err error) {
+	var what, pool, id, cluster string
+	var n int64
+	var over bool
+	if err := row.Scan(&what, &pool, &id, &cluster, &n, &over); err != nil {
 		return err
 	}
+	switch kind, known := strings.CutPrefix(what, "known "); {
+	case known:
+		h.known[heardAlarm{thingID{kind, pool, id}, cluster}] = true
+	case what == "identity":
+		h.incarnation = n
+		h.id, err = uuid.Parse(id)
+	case what == "acknowledged":
+		var database uuid.UUID
+		database, err = uuid.Parse(id)
+		h.acknowledged[database] = n
+	default:
+		h.rows[thingID{what, pool, id}] = heardRow{n, over}
+	}
+	return err
 }
 
 func (h *hearing) judge() (alarms []Alarm) {

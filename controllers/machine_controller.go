@@ -45,7 +45,7 @@ func NewMachineReconciler(config Config, kube Kube, store MachineStore, shown Sh
 
 // SetupWithManager adds the controller to a manager.
 func (r *MachineReconciler) SetupWithManager(m ctrl.Manager) error {
-	written := predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}, statusWiped())
+	written := predicate.Or(r.objects.watch(), predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}, statusWiped())
 	return ctrl.NewControllerManagedBy(m).For(&v1alpha1.Machine{}, builder.WithPredicates(written)).
 		WatchesRawSource(r.inbox.source()).
 		WithOptions(r.config.options()).

@@ -46,6 +46,7 @@ type Objects struct {
 	providerNames               names
 	ends                        ends
 	trust                       trust
+	newest                      newest
 }
 
 var _ worker.Objects = (*Objects)(nil)

@@ -59,7 +59,7 @@ func NewProviderConfigReconciler(config Config, kube Kube, store ProviderStore, 
 // SetupWithManager adds the controller to a manager.
 func (r *ProviderConfigReconciler) SetupWithManager(m ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(m).
-		For(&v1alpha1.ProviderConfig{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, statusWiped()))).
+		For(&v1alpha1.ProviderConfig{}, builder.WithPredicates(predicate.Or(r.objects.watch(), predicate.GenerationChangedPredicate{}, statusWiped()))).
 		WatchesRawSource(r.inbox.source()).
 		WithOptions(r.config.options()).
 		Complete(r)

@@ -6,6 +6,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/google/uuid"
@@ -22,6 +23,9 @@ import (
 
 // doubtRetry is how often an object that speaks against the database is looked at again: a person's acknowledgement wakes nobody.
 const doubtRetry = 20 * time.Second
+
+// showWithin is over which time objects say what they witness, when it is found that they do.
+const showWithin = 2 * time.Second
 
 // Hearer holds what objects remember against the database; a *bmdb.Connection is one.
 type Hearer interface {
@@ -95,9 +99,11 @@ func (o *Objects) Witness(ctx context.Context) error {
 		}
 	}
 	var all []bmdb.Testimony
+	var names []witness
 	add := func(object client.Object) {
 		if t := o.config.testimonyOf(object); t.Database != uuid.Nil && o.config.serves(t.Pool) {
 			all = append(all, t)
+			names = append(names, witness{t.Kind, client.ObjectKeyFromObject(object), readySince(object)})
 		}
 	}
 	for i := range providers.Items {
@@ -116,6 +122,76 @@ func (o *Objects) Witness(ctx context.Context) error {
 	if len(alarms) > 0 {
 		o.log.Info("objects speak against the database; see bmdb-operator acknowledge-database --help", "objects", len(alarms), "of", len(all), "reason", alarms[0].Reason,
 			"example", alarms[0].Kind+" "+alarms[0].Pool+"/"+alarms[0].ID)
+		o.show(all, names, alarms)
 	}
+	o.newest.begin(names)
 	return nil
+}
+
+// show lets the controllers look at the objects of alarms, which then say so.
+func (o *Objects) show(all []bmdb.Testimony, names []witness, alarms []bmdb.Alarm) {
+	alarmed := make(map[bmdb.Testimony]bool, len(alarms))
+	for _, a := range alarms {
+		alarmed[a.Testimony] = true
+	}
+	for i, t := range all {
+		if alarmed[t] {
+			o.inboxOf(t.Kind).add(names[i].key, rand.N(showWithin))
+		}
+	}
+}
+
+func (o *Objects) inboxOf(kind string) *inbox {
+	switch kind {
+	case bmdb.KindMachine:
+		return &o.machines
+	case bmdb.KindClaim:
+		return &o.claims
+	default:
+		return &o.providers
+	}
+}
+
+// KeepWitnessing holds the objects that were shown something last against the database, about every so often, until ctx is done: a database that is
+// rewound under a session that it still knows ends no session. What it has lost is what was done last, so that few objects tell; when one of
+// them does, all are asked.
+func (o *Objects) KeepWitnessing(ctx context.Context, every time.Duration) {
+	doubtful := false
+	for {
+		t := time.NewTimer(jitter(every))
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+		}
+		alarmed, err := o.witnessNewest(ctx)
+		if err == nil && alarmed && !doubtful {
+			err = o.Witness(ctx)
+		}
+		switch {
+		case err == nil:
+			doubtful = alarmed
+		case ctx.Err() == nil:
+			o.log.Info("cannot compare objects with the database; it is tried again", "error", err.Error())
+		}
+	}
+}
+
+// witnessNewest holds the newest objects against the database, in one statement.
+func (o *Objects) witnessNewest(ctx context.Context) (alarmed bool, err error) {
+	var all []bmdb.Testimony
+	for _, w := range o.newest.latest() {
+		object := w.object()
+		if err := o.client.Get(ctx, w.key, object); client.IgnoreNotFound(err) != nil {
+			return false, fmt.Errorf("get object that witnesses: %w", err)
+		} else if err != nil {
+			continue
+		}
+		if t := o.config.testimonyOf(object); t.Database != uuid.Nil && o.config.serves(t.Pool) {
+			all = append(all, t)
+		}
+	}
+	alarms, err := o.store.Hear(ctx, all)
+	return len(alarms) > 0, err
 }

@@ -4,18 +4,23 @@
 package controllers_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/fluxcd/cli-utils/pkg/kstatus/status"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
 	"github.com/bmdb-dev/bmdb-operator/bmdb/bmdbtest"
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv/devtest"
 )
 
 // remembered is what a status remembers of the database.
@@ -132,5 +137,36 @@ func TestDatabaseRewound(t *testing.T) {
 	}
 	if meta.IsStatusConditionTrue(c.Status.Conditions, string(v1alpha1.ConditionFinished)) {
 		t.Error("the claim is over, although the database that counts says otherwise")
+	}
+}
+
+// TestWitnessesAreAskedAgain: what is rewound while a session goes on is noticed by the objects that were shown something last, and recorded.
+func TestWitnessesAreAskedAgain(t *testing.T) {
+	namespace := devtest.Namespace(t)
+	l := newLab(t, labOptions{allowSimulated: true, namespace: namespace, namespaces: []string{namespace}})
+	l.simulated("lab")
+	for _, name := range names(3) {
+		l.reconcile(l.machine(name, "lab"))
+	}
+	alarms := func() int {
+		t.Helper()
+		found, err := l.conn.Alarms(t.Context(), 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(found)
+	}
+	if err := l.objects.Witness(t.Context()); err != nil || alarms() != 0 {
+		t.Fatalf("%d alarms at the start, %v", alarms(), err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var witnesses sync.WaitGroup
+	witnesses.Go(func() { l.objects.KeepWitnessing(ctx, 50*time.Millisecond) })
+	defer witnesses.Wait()
+	defer cancel()
+	bmdbtest.Exec(t, l.url(), "UPDATE machine_state SET rev = rev - 1 WHERE machine_id IN (SELECT machine_id FROM machine_identities WHERE name <> 'm00')")
+	err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, time.Minute, true, func(context.Context) (bool, error) { return alarms() == 2, nil })
+	if err != nil {
+		t.Errorf("%d of the two machines that were rewound speak against the database: %v", alarms(), err)
 	}
 }

@@ -73,7 +73,7 @@ func NewWorkClaimReconciler(config Config, kube Kube, store ClaimStore, workers 
 // SetupWithManager adds the controller to a manager.
 func (r *WorkClaimReconciler) SetupWithManager(m ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(m).
-		For(&v1alpha1.WorkClaim{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, statusWiped(), toLetGo()))).
+		For(&v1alpha1.WorkClaim{}, builder.WithPredicates(predicate.Or(r.objects.watch(), predicate.GenerationChangedPredicate{}, statusWiped(), toLetGo()))).
 		Watches(&v1alpha1.ProviderConfig{}, handler.EnqueueRequestsFromMapFunc(r.claimsOfPool), builder.WithPredicates(readyChanged())).
 		WatchesRawSource(r.inbox.source()).
 		WithOptions(r.config.options()).

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -110,7 +111,7 @@ func assemble(ctx context.Context, c *Config, m manager.Manager, conn *bmdb.Conn
 	objects := controllers.NewObjects(config, kube, conn)
 	engine := worker.New(worker.Config{Concurrency: c.WorkConcurrency, Grace: c.WorkGrace, Lease: c.Lease, Database: database},
 		processes, conn, opener, objects, observer, log.WithName("worker"))
-	keeper := session.New(conn, witnessed{objects, engine, log.WithName("session")}, log.WithName("session"))
+	keeper := session.New(conn, witnessed{objects, engine, min(witnessEvery, c.Lease), log.WithName("session")}, log.WithName("session"))
 	watcher := watch.New(conn, c.ClusterID, sink{objects, engine}, log.WithName("watch"))
 	if err := controllers.AddIndexes(ctx, m); err != nil {
 		return err
@@ -140,10 +141,14 @@ func assemble(ctx context.Context, c *Config, m manager.Manager, conn *bmdb.Conn
 	return nil
 }
 
-// witnessed lets nothing start under a session before all objects were held against the database.
+// witnessEvery is how often, at least, the newest objects are held against the database while a session lives.
+const witnessEvery = time.Minute
+
+// witnessed lets nothing start under a session before all objects were held against the database, and goes on holding the newest of them against it.
 type witnessed struct {
 	objects *controllers.Objects
 	engine  *worker.Engine
+	every   time.Duration
 	log     logr.Logger
 }
 
@@ -153,7 +158,10 @@ func (w witnessed) Serve(ctx context.Context, s *bmdb.Session) {
 		err := w.objects.Witness(ctx)
 		if err == nil {
 			w.objects.Trust(s.UUID)
-			w.engine.Serve(ctx, s)
+			var witnesses sync.WaitGroup
+			witnesses.Go(func() { w.objects.KeepWitnessing(ctx, w.every) })
+			w.engine.Serve(ctx, s) // until ctx is done
+			witnesses.Wait()
 			return
 		}
 		if ctx.Err() == nil {

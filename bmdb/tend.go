@@ -15,7 +15,7 @@ import (
 // that has nothing to do asks once in a while; one whose chores found something asks again soon.
 const (
 	tendSoon = 100 * time.Millisecond
-	tendIdle = 1050 * time.Millisecond
+	tendIdle = 1075 * time.Millisecond
 	// tendLate is for how long a look that succeeded tells that looks are taken.
 	tendLate = 3 * tendIdle
 )
@@ -69,7 +69,7 @@ func (t *tender) loops() []func(context.Context) {
 
 // watch asks what there is to do until ctx is done.
 func (t *tender) watch(ctx context.Context) {
-	for wait := tendIdle; sleep(ctx, wait*5/7+rand.N(wait*4/7)); {
+	for wait := tendIdle; sleep(ctx, wait*8/9+rand.N(wait*2/9)); {
 		found := false
 		t.m.turn(ctx, "look for chores", func(ctx context.Context) (err error) {
 			found, err = t.look(ctx)

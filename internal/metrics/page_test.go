@@ -55,7 +55,7 @@ reasons; ` + "`operation`, `result` and `code`" + ` (an SQLSTATE, or a word for 
 
 **Who counts.** What says so below is counted by one pod of each cluster, and absent in the others: take ` + "`max by (process)`" + `, not ` + "`sum`" + `, over pods and over
 clusters that share a database. When the pod that counts ends, another begins within half a minute. A scrape asks the database nothing: works are
-counted every 15 seconds, and so are machines up to 5000. More are counted by pages, so that counting never costs more than a statement in about seven
+counted every 20 seconds, and so are machines up to 5000. More are counted by pages, so that counting never costs more than a statement in about seven
 seconds: 100,000 machines take some 20 statements of 20 to 50 ms of the database's time each, every two and a half minutes
 (` + "`bmdb_machines_counted_timestamp_seconds`" + ` says when).
 

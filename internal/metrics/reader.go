@@ -41,7 +41,7 @@ type Sources struct {
 
 const (
 	// readEvery is between two looks at what is cheap: one statement, and one more in the pod that counts for its cluster.
-	readEvery = 15 * time.Second
+	readEvery = 20 * time.Second
 	// fleetPause is between two pages of a count of all machines, and fleetRest, for each page, before the next count: what counting costs the
 	// database in a minute does not grow with the fleet, and counts of a large one are older.
 	fleetPause = time.Second

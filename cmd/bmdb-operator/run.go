@@ -71,6 +71,9 @@ func operate(ctx context.Context, c Config, slogger *slog.Logger, log logr.Logge
 	if err := findOrigin(ctx, &c, config, scheme, log); err != nil {
 		return err
 	}
+	if err := awaitKinds(ctx, c.HealthAddress, config, log); err != nil || ctx.Err() != nil {
+		return err
+	}
 	observer, err := metrics.New(ctrlmetrics.Registry)
 	if err != nil {
 		return err

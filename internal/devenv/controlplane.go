@@ -148,7 +148,7 @@ func (c *ControlPlane) startEtcd(ctx context.Context) error {
 		return err
 	}
 	if err := process.WaitReady(ctx, func(ctx context.Context) error { return probe(ctx, clientURL+"/health") }); err != nil {
-		return errors.Join(err, stop(process, syscall.SIGKILL))
+		return errors.Join(err, stop(process))
 	}
 	c.etcd, c.etcdURL = process, clientURL
 	return nil
@@ -182,7 +182,7 @@ func (c *ControlPlane) StartAPIServer(ctx context.Context) error {
 		return err
 	}
 	if err := process.WaitReady(ctx, c.apiserverReady); err != nil {
-		return errors.Join(err, stop(process, syscall.SIGKILL))
+		return errors.Join(err, stop(process))
 	}
 	c.apiserver = process
 	return nil
@@ -220,6 +220,33 @@ func (c *ControlPlane) KillAPIServer() error {
 		return nil
 	}
 	return process.Stop(context.Background(), syscall.SIGKILL)
+}
+
+// Empty ends everything and starts anew with nothing, at the same address and with the same credentials: what a cluster is whose etcd was lost. The
+// CRDs are installed again. Only the one who started the control plane may do this to it.
+func (c *ControlPlane) Empty(ctx context.Context) error {
+	if err := c.KillAPIServer(); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	manager, etcd := c.controllerManager, c.etcd
+	c.controllerManager, c.etcd = nil, nil
+	c.mu.Unlock()
+	for _, process := range []*proc.Process{manager, etcd} {
+		if err := stop(process); err != nil {
+			return err
+		}
+	}
+	if err := retryPorts(ctx, c.startEtcd); err != nil {
+		return err
+	}
+	if err := c.StartAPIServer(ctx); err != nil {
+		return err
+	}
+	if err := c.startControllerManager(); err != nil {
+		return err
+	}
+	return c.InstallCRDs(ctx, c.options.CRDDirs...)
 }
 
 // startControllerManager starts the controllers that finish deletions; a namespace and what an owner leaves behind would
@@ -268,7 +295,7 @@ func (c *ControlPlane) Stop() error {
 	// Nothing here is worth a graceful end, and the API server takes its time for one.
 	for _, process := range []*proc.Process{c.controllerManager, c.apiserver, c.etcd} {
 		if process != nil {
-			errs = append(errs, stop(process, syscall.SIGKILL))
+			errs = append(errs, stop(process))
 		}
 	}
 	c.controllerManager, c.apiserver, c.etcd = nil, nil, nil
@@ -276,8 +303,8 @@ func (c *ControlPlane) Stop() error {
 	return errors.Join(append(errs, c.state.Remove())...)
 }
 
-func stop(process *proc.Process, signal syscall.Signal) error {
+func stop(process *proc.Process) error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
-	return process.Stop(ctx, signal)
+	return process.Stop(ctx, syscall.SIGKILL)
 }

@@ -12,7 +12,6 @@ import (
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv/testbed"
 )
 
@@ -142,21 +141,4 @@ func (f *feeder) stop() []string {
 		f.rig.T.Fatalf("make work: %v", f.err)
 	}
 	return f.claims
-}
-
-// order makes machines and claims for them once, each claim for as many machines as it says.
-func (r *rig) order(prefix string, machines, each int, change func(c *v1alpha1.WorkClaim)) {
-	r.T.Helper()
-	names := testbed.Names(prefix, machines)
-	r.CreateFleet(provider, names...)
-	var claims []client.Object
-	for i := 0; i < machines; i += each {
-		c := r.Claim(fmt.Sprintf("%s-claim-%03d", prefix, i), names[i:min(i+each, machines)]...)
-		c.Spec.MaxAttempts = attempts
-		if change != nil {
-			change(c)
-		}
-		claims = append(claims, c)
-	}
-	r.Create(claims...)
 }

@@ -40,7 +40,7 @@ func ReadCatalog(dir string) (*Catalog, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list source of %s: %w", dir, err)
 	}
-	c := &Catalog{}
+	constants := map[string]ast.Expr{}
 	for _, path := range files {
 		if strings.HasSuffix(path, "_test.go") {
 			continue
@@ -53,7 +53,16 @@ func ReadCatalog(dir string) (*Catalog, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read source %s: %w", path, err)
 		}
-		c.add(file)
+		collect(file, constants)
+	}
+	c := &Catalog{}
+	for name, value := range constants {
+		if e := (entry{name: strings.TrimPrefix(name, "sql")}); strings.HasPrefix(name, "sql") {
+			e.expand(value, constants)
+			if e.length > 0 {
+				c.entries = append(c.entries, e)
+			}
+		}
 	}
 	if len(c.entries) == 0 {
 		return nil, fmt.Errorf("read source of %s: no statements in it", dir)
@@ -61,31 +70,36 @@ func ReadCatalog(dir string) (*Catalog, error) {
 	return c, nil
 }
 
-func (c *Catalog) add(file *ast.File) {
+// collect adds the constants of a file.
+func collect(file *ast.File, constants map[string]ast.Expr) {
 	for _, d := range file.Decls {
 		group, ok := d.(*ast.GenDecl)
 		if !ok || group.Tok != token.CONST {
 			continue
 		}
 		for _, s := range group.Specs {
-			value, ok := s.(*ast.ValueSpec)
-			if !ok || len(value.Values) != 1 || !strings.HasPrefix(value.Names[0].Name, "sql") {
-				continue
-			}
-			e := entry{name: strings.TrimPrefix(value.Names[0].Name, "sql")}
-			ast.Inspect(value.Values[0], func(n ast.Node) bool {
-				if literal, ok := n.(*ast.BasicLit); ok && literal.Kind == token.STRING {
-					if text, err := strconv.Unquote(literal.Value); err == nil {
-						e.addPieces(text)
-					}
-				}
-				return true
-			})
-			if e.length > 0 {
-				c.entries = append(c.entries, e)
+			if value, ok := s.(*ast.ValueSpec); ok && len(value.Values) == 1 {
+				constants[value.Names[0].Name] = value.Values[0]
 			}
 		}
 	}
+}
+
+// expand adds the pieces of an expression, those of the constants that it names among them.
+func (e *entry) expand(value ast.Expr, constants map[string]ast.Expr) {
+	ast.Inspect(value, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.BasicLit:
+			if text, err := strconv.Unquote(n.Value); err == nil && n.Kind == token.STRING {
+				e.addPieces(text)
+			}
+		case *ast.Ident:
+			if named := constants[n.Name]; named != nil {
+				e.expand(named, constants)
+			}
+		}
+		return true
+	})
 }
 
 func (e *entry) addPieces(text string) {

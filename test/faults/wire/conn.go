@@ -33,6 +33,7 @@ type sent struct {
 	parses int // answers of these kinds that the program expects, where a statement was replaced
 	binds  int
 	broken bool   // a statement was replaced
+	last   int    // where, in the answers, that of the last statement begins
 	torn   func() // it ends with this: the connection's end follows
 	tear   int    // answers of statements to wait for before that
 }
@@ -47,6 +48,8 @@ func (c *conn) end() {
 
 // batch is what the program has sent since the last Sync.
 type batch struct {
+	application string
+
 	frames []frame
 	ends   []int // index of the Execute of each statement
 	starts []int // index of the first message of each statement
@@ -63,10 +66,11 @@ func (c *conn) requests() {
 	if err != nil {
 		return
 	}
+	application := applicationOf(first)
 	if _, err := c.server.Write(first); err != nil {
 		return
 	}
-	b := &batch{}
+	b := &batch{application: application}
 	name, start := "", 0
 	for {
 		f, err := readFrame(c.fromClient, true)
@@ -100,18 +104,18 @@ func (c *conn) requests() {
 			if !c.send(b, true) {
 				return
 			}
-			b = &batch{}
+			b = &batch{application: application}
 		case 'S':
 			if !c.send(b, false) {
 				return
 			}
-			b = &batch{}
+			b = &batch{application: application}
 		case 'D', 'C':
 		default: // passwords, flushes, the end
 			if !c.pass(b) {
 				return
 			}
-			b = &batch{}
+			b = &batch{application: application}
 		}
 	}
 }
@@ -139,7 +143,7 @@ func (c *conn) pass(b *batch) bool {
 
 // send passes on a round trip, as the hook wants it, and tells whether the connection goes on.
 func (c *conn) send(b *batch, simple bool) bool {
-	s := &sent{trip: &Trip{Owner: c.owner, Connection: c.id, Statements: b.names}}
+	s := &sent{trip: &Trip{Owner: c.owner, Application: b.application, Connection: c.id, Statements: b.names}}
 	out := b.bytes(0, len(b.frames))
 	if len(b.names) > 0 {
 		c.proxy.trips.Add(1)
@@ -257,7 +261,8 @@ func (c *conn) answer(out []byte, s *sent) bool {
 				return false
 			}
 			const ready = 6 // bytes of the ReadyForQuery at the end
-			out = append(answer, out[len(out)-ready:]...)
+			end := out[len(out)-ready:]
+			out = append(append(out[:s.last:s.last], answer...), end...)
 		}
 	}
 	_, err := c.client.Write(out)
@@ -286,19 +291,17 @@ func (c *conn) collect() (out []byte, s *sent, ok bool) {
 				continue
 			}
 		}
-		switch {
-		case s.replacement(&seen, f):
+		if s.replacement(&seen, f) {
 			continue
-		case f.kind() == 'E' && s.trip.Failed == "":
-			s.trip.Failed = sqlStateOf(f)
-			if s.broken && fatal(s.trip.Failed) {
-				goodbye, err := errorAnswer("FATAL", s.trip.Failed)
-				if err != nil {
-					return nil, nil, false
-				}
+		}
+		switch f.kind() {
+		case 'E':
+			if goodbye := s.fail(f); goodbye != nil {
 				return append(out, goodbye...), nil, false
 			}
-		case f.kind() == 'Z':
+		case 'C':
+			s.last = len(out)
+		case 'Z':
 			s.trip.Done, s.trip.State = time.Now(), f.body()[0]
 			return append(out, f...), s, true
 		}
@@ -308,6 +311,23 @@ func (c *conn) collect() (out []byte, s *sent, ok bool) {
 			return nil, nil, false
 		}
 	}
+}
+
+// fail notes an error of the server. Where the suite made it, and it is one that ends the connection, the goodbye that the program is to hear is
+// returned.
+func (s *sent) fail(f frame) (goodbye []byte) {
+	if s.trip.Failed != "" {
+		return nil
+	}
+	s.trip.Failed = sqlStateOf(f)
+	if !s.broken || !fatal(s.trip.Failed) {
+		return nil
+	}
+	goodbye, err := errorAnswer("FATAL", s.trip.Failed)
+	if err != nil {
+		return f
+	}
+	return goodbye
 }
 
 // replacement counts an answer, and tells whether it is to a replaced statement, and so of nothing that the program has sent.

@@ -78,3 +78,13 @@ func sqlStateOf(f frame) string {
 	}
 	return m.Code
 }
+
+// applicationOf reads what a program calls itself from the first message of a connection.
+func applicationOf(first frame) string {
+	var m pgproto3.StartupMessage
+	const lengthBytes = 4
+	if err := m.Decode(first[lengthBytes:]); err != nil {
+		return "" // it asks for encryption, or to cancel a request
+	}
+	return m.Parameters["application_name"]
+}

@@ -36,6 +36,8 @@ func (s Side) String() string { return [...]string{"before", "torn", "after"}[s]
 type Trip struct {
 	// Owner is what Options.Owner returned when the connection was made.
 	Owner any
+	// Application is what the program calls itself: application_name, as it connected.
+	Application string
 	// Connection counts the connections of a proxy.
 	Connection int64
 	// Statements are the names of what it carries out, in order. Empty: it only prepares.

@@ -4,6 +4,7 @@
 package bmdb_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -62,6 +63,51 @@ func TestStartDoesNotRepeatWhatWasDoneWhileItWaited(t *testing.T) {
 	})
 	if err != nil && !strings.Contains(err.Error(), "closed") {
 		t.Fatal(err)
+	}
+}
+
+// A machine needs the process no more when a start that waited for its claim comes to lock it, and its provider has a limit. The others start:
+// PostgreSQL evaluates the start's conditions again on the newest version of the row, and what they read of the process must not be there
+// twice afterwards.
+func TestStartWhileItsMachinesChange(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLab(t, inClusterA, named("waiting"))
+	machines := register(t, l.conn, 3)
+	l.exec("INSERT INTO limits (limit_id, maximum) VALUES ('provider/metal/lab', 3)")
+	l.exec("INSERT INTO limit_slots (limit_id, n, open) SELECT 'provider/metal/lab', n, true FROM generate_series(1, 3) AS s (n)")
+	s := l.session()
+	spec := agentStart("changing", bmdb.ModeDrain)
+	spec.Selector, spec.Parallelism = &bmdb.Selector{}, 3
+	o := attach(t, l.conn, s, spec)
+	tx, err := l.db.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	if _, err := tx.Exec(ctx, "SELECT 1 FROM claims FOR UPDATE"); err != nil {
+		t.Fatal(err)
+	}
+	result := make(chan []*bmdb.Work, 1)
+	go func() {
+		works, err := s.StartBatch(ctx, bmdb.StartRequest{
+			Process: "AgentStart", Pool: pool, Provider: "lab", Candidates: machines, Limit: 3, Claim: &bmdb.ClaimRef{Key: "changing", Epoch: o.Epoch},
+		})
+		if err != nil {
+			t.Errorf("start: %v", err)
+		}
+		result <- works
+	}()
+	eventually(t, "the start to wait for the claim", func() bool { return l.blocked("waiting") })
+	const agentStarted = "UPDATE machine_state SET rev = rev + 1, facts = ARRAY['Provided', 'AgentStarted'] WHERE machine_id = $1"
+	if _, err := tx.Exec(ctx, agentStarted, machines[0]); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if works := done(t, "the start", result); len(works) != 2 {
+		t.Errorf("started %d works, want 2", len(works))
 	}
 }
 

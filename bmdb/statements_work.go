@@ -132,6 +132,8 @@ LEFT JOIN processes p ON p.process = $2 AND p.pool IN ('', m.pool)`
 	// (SKIP LOCKED by fixed ids), slots, work rows by compare-and-set. The predicate is evaluated again, on the locked rows, so that a
 	// ready row that is out of date starts nothing. Nor does one on which somebody else worked since the statement's snapshot, which a
 	// wait for the claim makes old: its fence is another, and what the claim did there is not in the snapshot. Machine i of the candidates would get the work ID $4[i].
+	// z reads p to its end, with an aggregate: a subquery that stops at the first row would be begun anew where PostgreSQL evaluates the
+	// condition again for a row that changed meanwhile, and p would have its row twice.
 	// %[1]s is the source of the room: a claim, or no claim.
 	sqlStartBatch = `
 WITH g AS (` + gate + `),
@@ -143,7 +145,7 @@ p AS (SELECT p.process, p.slot, p.requires, p.forbids, 'provider/' || $5::text |
 z AS (
     SELECT m.machine_id, m.rev FROM machine_state m
     WHERE m.machine_id = ANY($3) AND m.pool = $5 AND m.provider = $6 AND (SELECT max(room) FROM cl) > 0
-      AND ` + notHeld + ` AND EXISTS (SELECT 1 FROM p WHERE ` + eligibleNow + `)
+      AND ` + notHeld + ` AND (SELECT bool_or(` + eligibleNow + `) FROM p)
     ORDER BY m.machine_id FOR UPDATE OF m SKIP LOCKED),
 e AS (
     SELECT z.machine_id, z.rev, x.work_id, w.fence AS seen, row_number() OVER (ORDER BY z.machine_id) AS rn
@@ -292,6 +294,7 @@ INSERT INTO machine_agent_started (machine_id, agent_started_at, agent_public_ke
 SELECT x.machine_id, clock_timestamp(), x.agent_public_key
 FROM (SELECT unnest($1::uuid[]) AS machine_id, unnest($2::uuid[]) AS work_id, unnest($3::bytea[]) AS agent_public_key) x
 JOIN work_history h ON h.machine_id = x.machine_id AND h.work_id = x.work_id AND h.phase = 1 AND h.event = 'Finished'
+WHERE h.machine_id = ANY($1) AND h.work_id = ANY($2)
 ON CONFLICT (machine_id) DO UPDATE SET agent_started_at = excluded.agent_started_at, agent_public_key = excluded.agent_public_key`
 
 	// sqlDropHeartbeats forgets what was heard before an agent was started anew, and what is too old to count: the lapse that brought a
@@ -307,6 +310,7 @@ INSERT INTO machine_hardware_report (machine_id, hardware_report_raw)
 SELECT x.machine_id, x.raw
 FROM (SELECT unnest($1::uuid[]) AS machine_id, unnest($2::uuid[]) AS work_id, unnest($3::bytea[]) AS raw) x
 JOIN work_history h ON h.machine_id = x.machine_id AND h.work_id = x.work_id AND h.phase = 1 AND h.event = 'Finished'
+WHERE h.machine_id = ANY($1) AND h.work_id = ANY($2)
 ON CONFLICT (machine_id) DO UPDATE SET hardware_report_raw = excluded.hardware_report_raw`
 
 	sqlSetTags = `

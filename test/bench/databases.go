@@ -89,12 +89,12 @@ func (d *databases) exec(ctx context.Context, sql string) error {
 	return nil
 }
 
-// fresh makes a database as fill makes it, under a key that stands for that, and returns its URL. It is copied where the server can copy.
-// drop, when done with it.
+// fresh makes a database as fill makes it, and returns its URL. Under a key, which stands for how it is filled, it is made once and copied where
+// the server can copy. The caller drops it.
 func (d *databases) fresh(ctx context.Context, key string, fill func(ctx context.Context, databaseURL string) error) (databaseURL string, drop func(), err error) {
 	name := "bmdb_bench_" + strings.ReplaceAll(uuid.NewString(), "-", "")
 	d.made[name] = true
-	if d.cockroach {
+	if d.cockroach || key == "" {
 		if err := d.exec(ctx, "CREATE DATABASE "+name); err != nil {
 			return "", nil, err
 		}

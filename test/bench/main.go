@@ -52,6 +52,7 @@ func command() *cobra.Command {
 			return o.execute(c.Context(), c.OutOrStdout(), c.ErrOrStderr())
 		},
 	}
+	c.AddCommand(newPodCommand())
 	flags := c.Flags()
 	flags.StringSliceVar(&o.benchmarks, "benchmarks", nil, "which to run, as in P1,P4. Default: all")
 	flags.BoolVar(&o.quick, "quick", false, "few and short rounds, smaller fleets: all of it in less than five minutes")

@@ -36,6 +36,12 @@ type benchmark struct {
 func benchmarks() []benchmark {
 	return []benchmark{
 		{"P1", "work cycles per second, beside others", func(ctx context.Context, s *suite) error { return s.throughput(ctx) }},
+		{"P2", "one retrieval, in fleets of growing size", func(ctx context.Context, s *suite) error { return s.growth(ctx) }},
+		{"P3", "many pods on the same machines", func(ctx context.Context, s *suite) error { return s.manyPods(ctx) }},
+		{"P4", "takeover from a pod that dies, and from one that ends", func(ctx context.Context, s *suite) error { return s.takeover(ctx) }},
+		{"P5", "claims through a real API server", func(ctx context.Context, s *suite) error { return s.endToEnd(ctx) }},
+		{"P6", "one large claim", func(ctx context.Context, s *suite) error { return s.largeClaim(ctx) }},
+		{"P9", "what an idle pod costs", func(ctx context.Context, s *suite) error { return s.idle(ctx) }},
 	}
 }
 

@@ -60,13 +60,12 @@ func Fill(ctx context.Context, databaseURL string, f Fleet) error {
 		"DROP TABLE bench_fleet",
 		// The built-in processes need no filling in any more: the work rows are there.
 		"UPDATE processes SET fill_pass = 0, fill_cursor = NULL, fill_not_before = NULL",
-		"ANALYZE",
 	} {
 		if _, err := conn.Exec(ctx, sql); err != nil {
 			return fmt.Errorf("fill database: %s: %w", sql, err)
 		}
 	}
-	return nil
+	return settle(ctx, conn)
 }
 
 // stage draws the machines' IDs, so that the tables can be filled one after the other.
@@ -136,4 +135,67 @@ func (f Fleet) fill(ctx context.Context, conn *pgx.Conn, low, high int) error {
 		}
 		return nil
 	})
+}
+
+// Undo makes machines of a fleet that was Done need AgentStart again: all of them, or the first one.
+func Undo(ctx context.Context, databaseURL string, f Fleet, first bool) error {
+	conn, err := pgx.Connect(ctx, databaseURL)
+	if err != nil {
+		return fmt.Errorf("undo: %w", err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	name := ""
+	if first {
+		name = Name(0)
+	}
+	const which = " (SELECT i.machine_id FROM machine_identities i WHERE i.pool = $1 AND ($2 = '' OR i.name = $2))"
+	for _, s := range []statement{
+		{"DELETE FROM machine_agent_started WHERE machine_id IN" + which, nil},
+		{"UPDATE machine_state SET facts = ARRAY['Provided'], unresponsive_at = NULL WHERE machine_id IN" + which, nil},
+		{"UPDATE work SET state = $3::bigint, not_before = NULL WHERE process = 'AgentStart' AND work_id IS NULL AND machine_id IN" + which, []any{ready}},
+		{"DELETE FROM work WHERE process = 'AgentRecovery' AND work_id IS NULL AND machine_id IN" + which, nil},
+	} {
+		if _, err := conn.Exec(ctx, s.sql, append([]any{f.Pool, name}, s.args...)...); err != nil {
+			return fmt.Errorf("undo: %s: %w", s.sql, err)
+		}
+	}
+	return settle(ctx, conn)
+}
+
+// Hold makes the machines with a label not ready, as if somebody held them for ever.
+func Hold(ctx context.Context, conn *pgx.Conn, pool, key, value string) error {
+	const which = " (SELECT l.machine_id FROM machine_labels l WHERE l.pool = $1 AND l.key = $2 AND l.value = $3)"
+	for _, s := range []statement{
+		{"UPDATE machine_state SET held_until = '9999-12-31 00:00:00+00' WHERE machine_id IN" + which, nil},
+		{"UPDATE work SET state = $4::bigint WHERE process = 'AgentStart' AND work_id IS NULL AND machine_id IN" + which, []any{idle}},
+	} {
+		if _, err := conn.Exec(ctx, s.sql, append([]any{pool, key, value}, s.args...)...); err != nil {
+			return fmt.Errorf("hold: %s: %w", s.sql, err)
+		}
+	}
+	return settle(ctx, conn)
+}
+
+// settle lets the server clean up after a write of the whole fleet, and look at it, as it would by itself in time. Tables that are empty yet
+// are left alone: one that was looked at is believed to stay empty.
+func settle(ctx context.Context, conn *pgx.Conn) error {
+	sql := "VACUUM ANALYZE "
+	if conn.PgConn().ParameterStatus("crdb_version") != "" {
+		sql = "ANALYZE "
+	}
+	for _, table := range []string{
+		"machines", "machine_state", "machine_provided", "work", "machine_agent_started", "machine_identities", "machine_labels", "processes",
+	} {
+		var some bool
+		if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM "+table+")").Scan(&some); err != nil {
+			return fmt.Errorf("look at %s: %w", table, err)
+		}
+		if !some {
+			continue
+		}
+		if _, err := conn.Exec(ctx, sql+table); err != nil {
+			return fmt.Errorf("%s%s: %w", sql, table, err)
+		}
+	}
+	return nil
 }

@@ -61,7 +61,7 @@ func FillRiver(ctx context.Context, databaseURL string, jobs int) error {
 			return fmt.Errorf("fill database of river: %w", err)
 		}
 	}
-	if _, err := pool.Exec(ctx, "ANALYZE"); err != nil {
+	if _, err := pool.Exec(ctx, "ANALYZE river_job"); err != nil {
 		return fmt.Errorf("fill database of river: %w", err)
 	}
 	return nil

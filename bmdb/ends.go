@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -36,8 +37,13 @@ type endVerdict struct {
 	err   error
 }
 
-// maxEnds bounds a group: more would hold the mutexes of many machines for longer than it saves commits.
-const maxEnds = 64
+const (
+	// maxEnds bounds a group: more would hold the mutexes of many machines for longer than it saves commits.
+	maxEnds = 64
+	// company is how long a group waits for the next member while other works are open. What a commit costs hardly depends on the size of its group,
+	// and the groups of a claim come one after the other: the first of many ends must not make a group of its own.
+	company = time.Millisecond
+)
 
 // submit hands an end to the session's committer and waits for its verdict. After the session is over it commits alone: what has
 // expired but was not taken over may still end.
@@ -59,8 +65,7 @@ func (s *Session) submit(ctx context.Context, r *endRequest) (string, error) {
 	}
 }
 
-// commitEnds is the committer: while one group commits, the next one gathers, so a group is as large as the load makes it and nobody
-// waits for company.
+// commitEnds is the committer: while one group commits, the next one gathers, so a group is as large as the load makes it.
 func (s *Session) commitEnds(ctx context.Context) {
 	const committers = 2
 	free := make(chan struct{}, committers)
@@ -86,13 +91,15 @@ func (s *Session) commitEnds(ctx context.Context) {
 			n++
 			go func() {
 				s.commitGroup(context.WithoutCancel(ctx), group)
+				s.ending.Add(-int64(len(group)))
 				running <- struct{}{}
 			}()
 		}
 	}
 }
 
-// gather waits for one end and takes the others that wait already. It returns nil when ctx is done.
+// gather waits for one end and takes the others that wait already, or come at once while works are open that neither this group nor one that is
+// being committed has. It returns nil when ctx is done.
 func (s *Session) gather(ctx context.Context) []*endRequest {
 	var group []*endRequest
 	select {
@@ -101,14 +108,28 @@ func (s *Session) gather(ctx context.Context) []*endRequest {
 	case r := <-s.ends:
 		group = append(group, r)
 	}
+	patience := time.NewTimer(company)
+	defer patience.Stop()
 	for len(group) < maxEnds {
 		select {
 		case r := <-s.ends:
 			group = append(group, r)
+			continue
 		default:
-			return group
 		}
+		if s.Works() <= len(group)+int(s.ending.Load()) {
+			break
+		}
+		select {
+		case r := <-s.ends:
+			group = append(group, r)
+			continue
+		case <-patience.C:
+		case <-ctx.Done(): // those that it has are committed
+		}
+		break
 	}
+	s.ending.Add(int64(len(group)))
 	return group
 }
 

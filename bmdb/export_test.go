@@ -130,3 +130,13 @@ func IdleQuestions() map[string]Question {
 		"slots without a work": {sqlFreeLostSlots, nil, "work"},
 	}
 }
+
+// PlansMade counts the plans of statements that a connection of the pool has made for whatever parameters, and those that it has made for the
+// parameters of one call, but for what sets the connection up. CockroachDB, which decides by itself, is not asked.
+func (c *Connection) PlansMade(ctx context.Context) (generic, custom int64, err error) {
+	if c.dialect == cockroach {
+		return 1, 0, nil
+	}
+	err = c.pool.QueryRow(ctx, "SELECT COALESCE(sum(generic_plans), 0)::bigint, COALESCE(sum(custom_plans), 0)::bigint FROM pg_prepared_statements WHERE statement NOT LIKE '%set_config%'").Scan(&generic, &custom)
+	return generic, custom, err
+}

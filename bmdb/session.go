@@ -34,8 +34,9 @@ type Session struct {
 	lastBeat atomic.Int64 // unix nanoseconds of the last good beat, for people
 	proof    atomic.Int64 // boottime of the last commit over the work pool
 
-	ends  chan *endRequest
-	ended sync.Once
+	ends   chan *endRequest
+	ending atomic.Int64 // members of groups that are being committed
+	ended  sync.Once
 
 	closing sync.Mutex // of Close, which is called by its caller and by the end of a context
 	closed  bool

@@ -182,8 +182,9 @@ t AS (SELECT unnest($4::text[]) AS label, unnest($5::text[]) AS op, unnest($6::t
         WHEN 'Exists' THEN EXISTS (SELECT 1 FROM machine_labels l WHERE l.machine_id = x.machine_id AND l.key = t.label)
         ELSE NOT EXISTS (SELECT 1 FROM machine_labels l WHERE l.machine_id = x.machine_id AND l.key = t.label) END)`
 
-	openForClaim = `NOT EXISTS (
-    SELECT 1 FROM claim_machines d WHERE d.pool = $1 AND d.claim_key = $3 AND d.machine_id = x.machine_id AND ` + closedForClaim + `)`
+	// openForClaim is a machine x on which the claim may start something. It is counted for the same reason as in a start.
+	openForClaim = `(
+    SELECT count(*) FROM claim_machines d WHERE d.pool = $1 AND d.claim_key = $3 AND d.machine_id = x.machine_id AND ` + closedForClaim + `) = 0`
 
 	// atLimit tells of a limit whether it is used up.
 	atLimit = `(EXISTS (SELECT 1 FROM limits l WHERE l.limit_id = %[1]s)

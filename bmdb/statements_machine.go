@@ -23,7 +23,7 @@ WHERE p.pool = $1 AND p.provider = $2 AND p.provider_id = $3`
 	// sqlElsewhere finds the same box in another pool.
 	sqlElsewhere = `
 SELECT p.pool, i.name FROM machine_provided p JOIN machine_identities i ON i.machine_id = p.machine_id
-WHERE p.provider_id = $3 AND p.provider = $2 AND p.pool <> $1 AND i.address = $4 AND $4 <> '' ORDER BY p.pool LIMIT 1`
+WHERE p.provider_id = $3 AND p.provider = $2 AND p.pool <> $1 AND i.address = $4 AND i.address <> '' ORDER BY p.pool LIMIT 1`
 
 	// sqlOccupants finds the machines that have the name $4, or at the provider the address $5, or whose view in cluster $6 has the name, other than
 	// the machine itself. gone: the view of that name is of an object that is not there any more, because another has its name. lost: it has
@@ -31,7 +31,7 @@ WHERE p.provider_id = $3 AND p.provider = $2 AND p.pool <> $1 AND i.address = $4
 	sqlOccupants = `
 WITH o AS (
     SELECT i.machine_id FROM machine_identities i WHERE i.pool = $1 AND i.name = $4
-    UNION SELECT i.machine_id FROM machine_identities i WHERE i.pool = $1 AND i.provider = $2 AND i.address = $5 AND $5 <> ''
+    UNION SELECT i.machine_id FROM machine_identities i WHERE i.pool = $1 AND i.provider = $2 AND i.address = $5 AND i.address <> ''
     UNION SELECT v.machine_id FROM machine_views v WHERE v.cluster = $6 AND v.pool = $1 AND v.name = $4 AND v.attached)
 SELECT o.machine_id, COALESCE(i.name, ''), COALESCE(i.provider, ''), COALESCE(i.address, ''), COALESCE(p.provider_id, ''),
     EXISTS (SELECT 1 FROM machine_views v WHERE v.machine_id = o.machine_id AND v.cluster = $6 AND v.name = $4 AND v.uid <> $7 AND v.attached),

@@ -80,7 +80,8 @@ UPDATE limit_slots s SET work_id = NULL FROM lost WHERE s.limit_id = lost.limit_
     WHERE s.work_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM work w WHERE w.work_id = s.work_id AND w.work_id IS NOT NULL)`
 )
 
-// Starts.
+// Starts. What must not be there is counted machine by machine: a NOT EXISTS is a join to the planner, which may read all that a claim has done to find
+// one machine in it.
 const (
 	// alarmedInPoolOfMachine tells that a process p may lose data, and that something speaks against the database in the pool of a machine m.
 	alarmedInPoolOfMachine = "(p.destructive AND EXISTS (SELECT 1 FROM database_alarms a WHERE a.pool = m.pool))"
@@ -102,7 +103,7 @@ c AS (
     SELECT m.machine_id, p.process, p.slot, m.pool, m.provider, 3, $3, $4, '', m.rev, 1, clock_timestamp(),
         CASE WHEN $5::bigint > 0 THEN clock_timestamp() + $5::bigint * interval '1 millisecond' END
     FROM m CROSS JOIN p
-    WHERE NOT EXISTS (SELECT 1 FROM work o WHERE o.machine_id = m.machine_id AND o.slot = p.slot AND o.work_id IS NOT NULL)
+    WHERE (SELECT count(*) FROM work o WHERE o.machine_id = m.machine_id AND o.slot = p.slot AND o.work_id IS NOT NULL) = 0
       AND (NOT EXISTS (SELECT 1 FROM limits l WHERE l.limit_id = p.limit_id) OR EXISTS (SELECT 1 FROM f))
     ON CONFLICT (machine_id, process) DO UPDATE SET slot = excluded.slot, pool = excluded.pool, provider = excluded.provider, state = 3,
         not_before = NULL, work_id = excluded.work_id, session_id = excluded.session_id, claim_key = '', fence = excluded.fence,
@@ -151,9 +152,9 @@ e AS (
     SELECT z.machine_id, z.rev, x.work_id, w.fence AS seen, row_number() OVER (ORDER BY z.machine_id) AS rn
     FROM z JOIN x ON x.machine_id = z.machine_id JOIN work w ON w.machine_id = z.machine_id AND w.process = $2 CROSS JOIN p
     WHERE ` + due + `
-      AND NOT EXISTS (SELECT 1 FROM work o WHERE o.machine_id = z.machine_id AND o.slot = p.slot AND o.work_id IS NOT NULL)
-      AND NOT EXISTS (SELECT 1 FROM claim_machines d WHERE d.pool = $5 AND d.claim_key = $9 AND d.machine_id = z.machine_id
-                      AND ` + closedForClaim + `)),
+      AND (SELECT count(*) FROM work o WHERE o.machine_id = z.machine_id AND o.slot = p.slot AND o.work_id IS NOT NULL) = 0
+      AND (SELECT count(*) FROM claim_machines d WHERE d.pool = $5 AND d.claim_key = $9 AND d.machine_id = z.machine_id
+           AND ` + closedForClaim + `) = 0),
 f AS (
     SELECT s.n, row_number() OVER (ORDER BY s.n) AS rn FROM (
         SELECT n FROM limit_slots WHERE limit_id = (SELECT limit_id FROM p) AND open AND work_id IS NULL AND EXISTS (SELECT 1 FROM e)
@@ -288,42 +289,51 @@ WHERE NOT EXISTS (SELECT 1 FROM work WHERE machine_id = $1 AND process = $2 AND 
 	// sqlEndsOf reads back how works ended.
 	sqlEndsOf = "SELECT work_id, event FROM work_history WHERE machine_id = ANY($1) AND work_id = ANY($2) AND phase = 1"
 
+	// finished looks the members x of a group up in the history, one by one, whatever the planner thinks of their number: h are those that won.
+	finished = `
+CROSS JOIN LATERAL (
+    SELECT h.process, h.pool FROM work_history h
+    WHERE h.machine_id = x.machine_id AND h.work_id = x.work_id AND h.phase = 1 AND h.event = 'Finished' OFFSET 0) h`
+
+	// members are the machines and works of a group.
+	members = "(SELECT unnest($1::uuid[]) AS machine_id, unnest($2::uuid[]) AS work_id) x"
+
 	// Facts that ends of work bring, for the members that won. They follow sqlEnd in its transaction.
 	sqlSetAgents = `
 INSERT INTO machine_agent_started (machine_id, agent_started_at, agent_public_key)
 SELECT x.machine_id, clock_timestamp(), x.agent_public_key
-FROM (SELECT unnest($1::uuid[]) AS machine_id, unnest($2::uuid[]) AS work_id, unnest($3::bytea[]) AS agent_public_key) x
-JOIN work_history h ON h.machine_id = x.machine_id AND h.work_id = x.work_id AND h.phase = 1 AND h.event = 'Finished'
-WHERE h.machine_id = ANY($1) AND h.work_id = ANY($2)
+FROM (SELECT unnest($1::uuid[]) AS machine_id, unnest($2::uuid[]) AS work_id, unnest($3::bytea[]) AS agent_public_key) x` + finished + `
 ON CONFLICT (machine_id) DO UPDATE SET agent_started_at = excluded.agent_started_at, agent_public_key = excluded.agent_public_key`
 
 	// sqlDropHeartbeats forgets what was heard before an agent was started anew, and what is too old to count: the lapse that brought a
 	// recovery is over with it, and the next begins with the start of the agent. What was heard of the new agent already stays.
 	sqlDropHeartbeats = `
-DELETE FROM machine_agent_heartbeat b USING work_history h, work w, machine_state m
-WHERE h.machine_id = ANY($1) AND h.work_id = ANY($2) AND h.phase = 1 AND h.event = 'Finished'
-  AND w.machine_id = h.machine_id AND w.process = h.process AND m.machine_id = h.machine_id AND b.machine_id = h.machine_id
-  AND (b.agent_heartbeat_at < w.started_at OR m.unresponsive_at <= clock_timestamp())`
+DELETE FROM machine_agent_heartbeat b
+WHERE b.machine_id IN (
+    SELECT b.machine_id FROM ` + members + finished + `
+    JOIN machine_agent_heartbeat b ON b.machine_id = x.machine_id
+    JOIN work w ON w.machine_id = x.machine_id AND w.process = h.process
+    JOIN machine_state m ON m.machine_id = x.machine_id
+    WHERE b.agent_heartbeat_at < w.started_at OR m.unresponsive_at <= clock_timestamp())`
 
 	sqlSetReports = `
 INSERT INTO machine_hardware_report (machine_id, hardware_report_raw)
 SELECT x.machine_id, x.raw
-FROM (SELECT unnest($1::uuid[]) AS machine_id, unnest($2::uuid[]) AS work_id, unnest($3::bytea[]) AS raw) x
-JOIN work_history h ON h.machine_id = x.machine_id AND h.work_id = x.work_id AND h.phase = 1 AND h.event = 'Finished'
-WHERE h.machine_id = ANY($1) AND h.work_id = ANY($2)
+FROM (SELECT unnest($1::uuid[]) AS machine_id, unnest($2::uuid[]) AS work_id, unnest($3::bytea[]) AS raw) x` + finished + `
 ON CONFLICT (machine_id) DO UPDATE SET hardware_report_raw = excluded.hardware_report_raw`
 
 	sqlSetTags = `
 INSERT INTO machine_tags (machine_id, tag, tag_set_at)
-SELECT h.machine_id, t.tag, clock_timestamp()
-FROM work_history h JOIN processes p ON p.process = h.process AND p.pool IN ('', h.pool) CROSS JOIN LATERAL unnest(p.sets) AS t (tag)
-WHERE h.machine_id = ANY($1) AND h.work_id = ANY($2) AND h.phase = 1 AND h.event = 'Finished'
+SELECT x.machine_id, t.tag, clock_timestamp()
+FROM ` + members + finished + `
+JOIN processes p ON p.process = h.process AND p.pool IN ('', h.pool) CROSS JOIN LATERAL unnest(p.sets) AS t (tag)
 ON CONFLICT (machine_id, tag) DO UPDATE SET tag_set_at = excluded.tag_set_at`
 
 	sqlClearTags = `
-DELETE FROM machine_tags t USING work_history h, processes p
-WHERE h.machine_id = ANY($1) AND h.work_id = ANY($2) AND h.phase = 1 AND h.event = 'Finished'
-  AND p.process = h.process AND p.pool IN ('', h.pool) AND t.machine_id = h.machine_id AND t.tag = ANY(p.clears)`
+DELETE FROM machine_tags
+WHERE (machine_id, tag) IN (
+    SELECT x.machine_id, t.tag FROM ` + members + finished + `
+    JOIN processes p ON p.process = h.process AND p.pool IN ('', h.pool) CROSS JOIN LATERAL unnest(p.clears) AS t (tag))`
 
 	sqlCheckpoint = "UPDATE work SET checkpoint = $4 WHERE machine_id = $1 AND process = $2 AND work_id = $3 RETURNING machine_id"
 

@@ -79,8 +79,8 @@ func (q *Queries) GetExactMachineForOSInstallation(ctx context.Context, arg GetE
 const getMachineForAgentRecovery = `-- name: GetMachineForAgentRecovery :many
 WITH start AS (SELECT gen_random_uuid() AS id),
 part AS (
-    SELECT 1 AS n, start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
-    UNION ALL SELECT 2 AS n, '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
+    SELECT start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
+    UNION ALL SELECT '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
 SELECT machine_provided.machine_id, machine_provided.provider, machine_provided.provider_id, machine_provided.pool, machine_provided.provider_reservation_id, machine_provided.provider_ip_address, machine_provided.provider_location, machine_provided.provider_status
 FROM part
 CROSS JOIN LATERAL (
@@ -93,7 +93,6 @@ CROSS JOIN LATERAL (
     ORDER BY work.machine_id
     LIMIT $1) found
 JOIN machine_provided ON machine_provided.machine_id = found.machine_id
-ORDER BY part.n, found.machine_id
 LIMIT $1
 `
 
@@ -130,8 +129,8 @@ func (q *Queries) GetMachineForAgentRecovery(ctx context.Context, limit int32) (
 const getMachineForAgentRecoveryByProvider = `-- name: GetMachineForAgentRecoveryByProvider :many
 WITH start AS (SELECT gen_random_uuid() AS id),
 part AS (
-    SELECT 1 AS n, start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
-    UNION ALL SELECT 2 AS n, '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
+    SELECT start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
+    UNION ALL SELECT '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
 SELECT machine_provided.machine_id, machine_provided.provider, machine_provided.provider_id, machine_provided.pool, machine_provided.provider_reservation_id, machine_provided.provider_ip_address, machine_provided.provider_location, machine_provided.provider_status
 FROM part
 CROSS JOIN LATERAL (
@@ -144,7 +143,6 @@ CROSS JOIN LATERAL (
     ORDER BY work.machine_id
     LIMIT $1) found
 JOIN machine_provided ON machine_provided.machine_id = found.machine_id
-ORDER BY part.n, found.machine_id
 LIMIT $1
 `
 
@@ -186,8 +184,8 @@ func (q *Queries) GetMachineForAgentRecoveryByProvider(ctx context.Context, arg 
 const getMachinesForAgentStart = `-- name: GetMachinesForAgentStart :many
 WITH start AS (SELECT gen_random_uuid() AS id),
 part AS (
-    SELECT 1 AS n, start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
-    UNION ALL SELECT 2 AS n, '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
+    SELECT start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
+    UNION ALL SELECT '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
 SELECT machine_provided.machine_id, machine_provided.provider, machine_provided.provider_id, machine_provided.pool, machine_provided.provider_reservation_id, machine_provided.provider_ip_address, machine_provided.provider_location, machine_provided.provider_status
 FROM part
 CROSS JOIN LATERAL (
@@ -200,13 +198,12 @@ CROSS JOIN LATERAL (
     ORDER BY work.machine_id
     LIMIT $1) found
 JOIN machine_provided ON machine_provided.machine_id = found.machine_id
-ORDER BY part.n, found.machine_id
 LIMIT $1
 `
 
 // Machines whose agent has to be started for the first time, nobody works on, and that are not backed off. The predicate is that of
 // process AgentStart, which the recompute keeps in the work rows; it is not written here a second time. They begin at a random
-// machine and go round, so that workers who look at the same moment do not all find the same one.
+// machine and go round, so that workers who look at the same moment do not all find the same one; the way round is not gone where it is not needed.
 func (q *Queries) GetMachinesForAgentStart(ctx context.Context, limit int32) ([]MachineProvided, error) {
 	rows, err := q.db.Query(ctx, getMachinesForAgentStart, limit)
 	if err != nil {
@@ -239,8 +236,8 @@ func (q *Queries) GetMachinesForAgentStart(ctx context.Context, limit int32) ([]
 const getMachinesForAgentStartByProvider = `-- name: GetMachinesForAgentStartByProvider :many
 WITH start AS (SELECT gen_random_uuid() AS id),
 part AS (
-    SELECT 1 AS n, start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
-    UNION ALL SELECT 2 AS n, '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
+    SELECT start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
+    UNION ALL SELECT '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
 SELECT machine_provided.machine_id, machine_provided.provider, machine_provided.provider_id, machine_provided.pool, machine_provided.provider_reservation_id, machine_provided.provider_ip_address, machine_provided.provider_location, machine_provided.provider_status
 FROM part
 CROSS JOIN LATERAL (
@@ -253,7 +250,6 @@ CROSS JOIN LATERAL (
     ORDER BY work.machine_id
     LIMIT $1) found
 JOIN machine_provided ON machine_provided.machine_id = found.machine_id
-ORDER BY part.n, found.machine_id
 LIMIT $1
 `
 

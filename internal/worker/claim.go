@@ -35,6 +35,8 @@ const (
 	// yieldMost and yieldPart bound how long a freed place is left to other pods before the first in line takes it, by how long it was used.
 	yieldMost = time.Second
 	yieldPart = 20
+	// gatherTime is how long a claim whose works go on waits for others of them to end: a start of many costs hardly more than one of one.
+	gatherTime = time.Millisecond
 	// ownTurn is how long after the first in line the claim looks whose work has ended.
 	ownTurn = 100 * time.Millisecond
 )
@@ -182,6 +184,7 @@ func (l *claimLoop) await(ctx context.Context, wait time.Duration) {
 // turn starts what can be started, and returns for how long it is not worth to look again.
 func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 	l.stood, l.place = l.engine.lines.leave(l)
+	l.gather(ctx)
 	room, pause := max(l.claim.Spec.Parallelism, 1)-l.running.Load(), l.hindered.left(time.Now())
 	if room <= 0 || pause > 0 {
 		// Parallelism may have been raised since, or the claim lost; a round without places only reads the claim.
@@ -247,6 +250,19 @@ func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 		return longestWait, nil
 	}
 	return 0, nil // there may be more
+}
+
+// gather gives works that end at about the same time a moment to do so.
+func (l *claimLoop) gather(ctx context.Context) {
+	if l.running.Load() == 0 {
+		return
+	}
+	t := time.NewTimer(gatherTime)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
 }
 
 // saturated tells whether a claim has as many works as it has machines left to do, with those that the last round started.

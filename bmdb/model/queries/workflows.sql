@@ -5,11 +5,11 @@ FROM machine_provided WHERE provider = $1 ORDER BY machine_id;
 -- name: GetMachinesForAgentStart :many
 -- Machines whose agent has to be started for the first time, nobody works on, and that are not backed off. The predicate is that of
 -- process AgentStart, which the recompute keeps in the work rows; it is not written here a second time. They begin at a random
--- machine and go round, so that workers who look at the same moment do not all find the same one.
+-- machine and go round, so that workers who look at the same moment do not all find the same one; the way round is not gone where it is not needed.
 WITH start AS (SELECT gen_random_uuid() AS id),
 part AS (
-    SELECT 1 AS n, start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
-    UNION ALL SELECT 2 AS n, '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
+    SELECT start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
+    UNION ALL SELECT '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
 SELECT machine_provided.machine_id, machine_provided.provider, machine_provided.provider_id, machine_provided.pool, machine_provided.provider_reservation_id, machine_provided.provider_ip_address, machine_provided.provider_location, machine_provided.provider_status
 FROM part
 CROSS JOIN LATERAL (
@@ -22,15 +22,14 @@ CROSS JOIN LATERAL (
     ORDER BY work.machine_id
     LIMIT $1) found
 JOIN machine_provided ON machine_provided.machine_id = found.machine_id
-ORDER BY part.n, found.machine_id
 LIMIT $1;
 
 -- name: GetMachinesForAgentStartByProvider :many
 -- GetMachinesForAgentStart for the machines of one provider.
 WITH start AS (SELECT gen_random_uuid() AS id),
 part AS (
-    SELECT 1 AS n, start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
-    UNION ALL SELECT 2 AS n, '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
+    SELECT start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
+    UNION ALL SELECT '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
 SELECT machine_provided.machine_id, machine_provided.provider, machine_provided.provider_id, machine_provided.pool, machine_provided.provider_reservation_id, machine_provided.provider_ip_address, machine_provided.provider_location, machine_provided.provider_status
 FROM part
 CROSS JOIN LATERAL (
@@ -43,15 +42,14 @@ CROSS JOIN LATERAL (
     ORDER BY work.machine_id
     LIMIT $1) found
 JOIN machine_provided ON machine_provided.machine_id = found.machine_id
-ORDER BY part.n, found.machine_id
 LIMIT $1;
 
 -- name: GetMachineForAgentRecovery :many
 -- Machines whose agent was started and is not heard of: the predicate of process AgentRecovery.
 WITH start AS (SELECT gen_random_uuid() AS id),
 part AS (
-    SELECT 1 AS n, start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
-    UNION ALL SELECT 2 AS n, '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
+    SELECT start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
+    UNION ALL SELECT '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
 SELECT machine_provided.machine_id, machine_provided.provider, machine_provided.provider_id, machine_provided.pool, machine_provided.provider_reservation_id, machine_provided.provider_ip_address, machine_provided.provider_location, machine_provided.provider_status
 FROM part
 CROSS JOIN LATERAL (
@@ -64,15 +62,14 @@ CROSS JOIN LATERAL (
     ORDER BY work.machine_id
     LIMIT $1) found
 JOIN machine_provided ON machine_provided.machine_id = found.machine_id
-ORDER BY part.n, found.machine_id
 LIMIT $1;
 
 -- name: GetMachineForAgentRecoveryByProvider :many
 -- GetMachineForAgentRecovery for the machines of one provider.
 WITH start AS (SELECT gen_random_uuid() AS id),
 part AS (
-    SELECT 1 AS n, start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
-    UNION ALL SELECT 2 AS n, '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
+    SELECT start.id AS low, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid AS high FROM start
+    UNION ALL SELECT '00000000-0000-0000-0000-000000000000'::uuid AS low, start.id AS high FROM start)
 SELECT machine_provided.machine_id, machine_provided.provider, machine_provided.provider_id, machine_provided.pool, machine_provided.provider_reservation_id, machine_provided.provider_ip_address, machine_provided.provider_location, machine_provided.provider_status
 FROM part
 CROSS JOIN LATERAL (
@@ -85,7 +82,6 @@ CROSS JOIN LATERAL (
     ORDER BY work.machine_id
     LIMIT $1) found
 JOIN machine_provided ON machine_provided.machine_id = found.machine_id
-ORDER BY part.n, found.machine_id
 LIMIT $1;
 
 -- name: AuthenticateAgentConnection :many

@@ -190,6 +190,9 @@ type batch struct {
 	works   sync.WaitGroup
 }
 
+// gatherTime is the operator's: for how long a claim's owner waits for more of its works to end before it starts others.
+const gatherTime = time.Millisecond
+
 // loop starts works for one claim while there is time.
 func (b *batch) loop(ctx context.Context, o *bmdb.OwnedClaim) error {
 	for !b.record.Over() && ctx.Err() == nil {
@@ -197,6 +200,9 @@ func (b *batch) loop(ctx context.Context, o *bmdb.OwnedClaim) error {
 			return err
 		}
 		free := int64(1)
+		if err := wait(ctx, gatherTime); err != nil {
+			return err
+		}
 		for free < b.workers && b.slots.TryAcquire(1) {
 			free++
 		}

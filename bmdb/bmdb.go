@@ -161,9 +161,11 @@ func (c *Connection) connect(ctx context.Context) error {
 	if c.beats, err = c.newPool(ctx, 2, false); err != nil {
 		return err
 	}
-	err = c.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
-		c.dialect = dialectOf(conn.Conn())
-		return conn.QueryRow(ctx, sqlReadIdentity).Scan(&c.identity.ID, &c.identity.Incarnation)
+	err = c.again(ctx, "ReadIdentity", func() error {
+		return c.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+			c.dialect = dialectOf(conn.Conn())
+			return conn.QueryRow(ctx, sqlReadIdentity).Scan(&c.identity.ID, &c.identity.Incarnation)
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("read the database's identity: %w", err)

@@ -331,7 +331,10 @@ func (s *Session) Close(ctx context.Context) error {
 	if s.closed {
 		return nil
 	}
-	_, expireErr := s.conn.beats.Exec(ctx, sqlExpireLease, s.UUID)
+	expireErr := s.conn.again(ctx, "ExpireLease", func() error {
+		_, err := s.conn.beats.Exec(ctx, sqlExpireLease, s.UUID)
+		return err
+	})
 	s.end("closed")
 	err := s.handOver(ctx)
 	select {

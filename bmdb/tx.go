@@ -287,6 +287,24 @@ func (c *Connection) read(ctx context.Context, name, sql string, args []any, res
 	}
 }
 
+// again runs something that may be done twice until it succeeds, or fails in a way that no new attempt cures.
+func (c *Connection) again(ctx context.Context, name string, do func() error) error {
+	for attempt := 1; ; attempt++ {
+		err := do()
+		if err == nil {
+			return nil
+		}
+		code, again := retryable(err)
+		if !again || attempt == maxAttempts || ctx.Err() != nil {
+			return err
+		}
+		c.observer.TransactionRetried(name, code)
+		if !pause(ctx, attempt) {
+			return err
+		}
+	}
+}
+
 // pause waits before the next attempt: full jitter, so that those that met once do not meet again. It returns false when ctx ended.
 func pause(ctx context.Context, attempt int) bool {
 	limit := min(firstBackoff<<min(attempt-1, 10), lastBackoff)

@@ -76,6 +76,13 @@ func (*injector) kinds() []string {
 const share = 10
 
 func (i *injector) onWire(t *wire.Trip, side wire.Side) wire.Verdict {
+	v := i.choose(t, side)
+	i.tell(v)
+	return v
+}
+
+// choose decides what becomes of a round trip.
+func (i *injector) choose(t *wire.Trip, side wire.Side) wire.Verdict {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.random.IntN(share) > 0 {
@@ -88,7 +95,6 @@ func (i *injector) onWire(t *wire.Trip, side wire.Side) wire.Verdict {
 		if !commits || t.Failed != "" || i.random.IntN(3) > 0 {
 			return wire.Verdict{}
 		}
-		i.count(unknownCommitted)
 		return wire.Verdict{Unknown: "40003"}
 	}
 	kind := i.kinds()[i.random.IntN(len(i.kinds()))]
@@ -96,14 +102,24 @@ func (i *injector) onWire(t *wire.Trip, side wire.Side) wire.Verdict {
 	case kind == unknownCommitted || kind == unknownNot && !commits:
 		kind = "40001"
 	case kind == unknownNot:
-		i.count(kind)
 		return wire.Verdict{Fail: "40003", FailAt: last}
 	}
-	i.count(kind)
 	return wire.Verdict{Fail: kind, FailAt: i.random.IntN(last + 1)}
 }
 
-func (i *injector) count(kind string) {
+// tell counts what was decided.
+func (i *injector) tell(v wire.Verdict) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	kind := v.Fail
+	switch {
+	case v.Unknown != "":
+		kind = unknownCommitted
+	case v.Fail == "40003":
+		kind = unknownNot
+	case v.Fail == "":
+		return
+	}
 	i.counts[kind]++
 	i.struck(kind)
 }

@@ -16,12 +16,14 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/go-logr/logr"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv/devtest"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv/postgres"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv/testbed"
@@ -42,6 +44,21 @@ var run struct {
 	began    time.Time
 	tally    tally
 	programs testbed.Programs
+	spare    sync.Mutex // of who uses the spare control plane
+	plane    *devenv.ControlPlane
+}
+
+// sparePlane is a second control plane, which whoever holds run.spare may treat badly.
+func sparePlane(t *testing.T) *devenv.ControlPlane {
+	t.Helper()
+	if run.plane == nil {
+		plane, err := devenv.Start(t.Context(), devenv.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		run.plane = plane
+	}
+	return run.plane
 }
 
 func TestMain(m *testing.M) {
@@ -78,6 +95,9 @@ func (s suite) run() (code int, err error) {
 	}
 	fmt.Printf("seed %d\n", run.seed)
 	code = s.tests.Run()
+	if run.plane != nil {
+		defer func() { err = errors.Join(err, run.plane.Stop()) }()
+	}
 	fmt.Print(run.tally.table())
 	fmt.Printf("%s in all, seed %d\n", time.Since(run.began).Round(time.Second), run.seed)
 	return code, nil

@@ -41,7 +41,7 @@ type rigOptions struct {
 	pods  int
 	lease time.Duration
 	flags []string
-	via   func(pod int, proxy string) string // URL of the database for a pod, where it is not its proxy's
+	other *rig // whose witness is this one's, too
 }
 
 const defaultLease = 3 * time.Second
@@ -55,18 +55,12 @@ func newRig(t *testing.T, fault string, o rigOptions) *rig {
 	if o.lease == 0 {
 		o.lease = defaultLease
 	}
-	o.Programs = &run.programs
+	if o.Programs == nil {
+		o.Programs = &run.programs
+	}
 	r := &rig{Lab: testbed.New(t, o.Options), fault: fault, random: choices(fault), began: time.Now()}
 	t.Cleanup(r.keep)
-	var err error
-	if r.witness, err = bmc.Listen(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := r.witness.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	r.witness = r.newWitness(o.other)
 	catalog, err := wire.ReadCatalog("../../bmdb")
 	if err != nil {
 		t.Fatal(err)
@@ -79,14 +73,27 @@ func newRig(t *testing.T, fault string, o rigOptions) *rig {
 		t.Cleanup(p.proxy.Close)
 		p.setHook(nil)
 		p.Operator = r.Operator(fmt.Sprintf("operator-%c", 'a'+i), append([]string{"--lease", o.lease.String(), "--database-connections", "6", "--cluster-id", "here"}, o.flags...)...)
-		url := p.proxy.URL()
-		if o.via != nil {
-			url = o.via(i, url)
-		}
-		p.Env = append(p.Env, "BMDB_WITNESS_URL="+r.witness.URL(), "BMDB_DATABASE_URL="+url)
+		p.Env = append(p.Env, "BMDB_WITNESS_URL="+r.witness.URL(), "BMDB_DATABASE_URL="+p.proxy.URL())
 		r.pods = append(r.pods, p)
 	}
 	return r
+}
+
+func (r *rig) newWitness(other *rig) *bmc.Witness {
+	r.T.Helper()
+	if other != nil {
+		return other.witness
+	}
+	w, err := bmc.Listen(r.T.Context())
+	if err != nil {
+		r.T.Fatal(err)
+	}
+	r.T.Cleanup(func() {
+		if err := w.Close(); err != nil {
+			r.T.Error(err)
+		}
+	})
+	return w
 }
 
 // start starts all pods and waits until they are ready.
@@ -135,7 +142,7 @@ func (r *rig) keep() {
 		r.T.Log(err)
 		return
 	}
-	err := os.CopyFS(filepath.Join(dir, time.Now().UTC().Format("150405")), os.DirFS(r.Dir))
+	err := os.CopyFS(filepath.Join(dir, time.Now().UTC().Format("150405.000000")), os.DirFS(r.Dir))
 	r.T.Logf("%s failed; what happened is in %s; SEED=%d FAULT=%s makes the same choices again (%v)", r.fault, dir, run.seed, r.fault, err)
 }
 

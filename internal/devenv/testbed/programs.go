@@ -25,6 +25,8 @@ import (
 type Programs struct {
 	// Tags are those of the build, separated by commas.
 	Tags string
+	// Overlay is a file that replaces source files in the build, as `go build -overlay` takes it. Empty: none.
+	Overlay string
 
 	mu  sync.Mutex
 	dir *statedir.Dir
@@ -37,7 +39,7 @@ func (b *Programs) Build(t testing.TB) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.dir == nil && b.err == nil {
-		b.dir, b.err = buildPrograms(b.Tags)
+		b.dir, b.err = buildPrograms(b.Tags, b.Overlay)
 	}
 	if b.err != nil {
 		t.Fatal(b.err)
@@ -60,7 +62,7 @@ func (b *Programs) Remove() error {
 // OperatorProgram is the name of the operator's program.
 const OperatorProgram = "bmdb-operator"
 
-func buildPrograms(tags string) (*statedir.Dir, error) {
+func buildPrograms(tags, overlay string) (*statedir.Dir, error) {
 	root, err := devenv.ModuleRoot()
 	if err != nil {
 		return nil, err
@@ -73,7 +75,7 @@ func buildPrograms(tags string) (*statedir.Dir, error) {
 		OperatorProgram:                      "./cmd/bmdb-operator",
 		"bmdb-agent-linux-" + runtime.GOARCH: "./cmd/bmdb-agent",
 	} {
-		build := exec.Command("go", "build", "-tags", tags, "-o", filepath.Join(dir.Path, program), source)
+		build := exec.Command("go", "build", "-tags", tags, "-overlay", overlay, "-o", filepath.Join(dir.Path, program), source)
 		build.Dir = root
 		// Static: the agent runs on machines that have other libraries.
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"github.com/bmdb-dev/bmdb-operator/internal/provider"
 )
@@ -52,11 +53,21 @@ type Event struct {
 	// Step is the name of a step.
 	Step string `json:"step,omitempty"`
 	// Asked and Answered are before and after the question whether the work is
-	// still ours, of a step, in nanoseconds since 1970 by the local clock.
+	// still ours, of a step, in nanoseconds since 1970 by the system's clock.
 	Asked    int64 `json:"asked,omitempty"`
 	Answered int64 `json:"answered,omitempty"`
 	// Error is what a driver returns; empty for success.
 	Error string `json:"error,omitempty"`
+}
+
+// now asks the system, and not the program, whose clock a test may have set
+// wrong.
+func now() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_REALTIME, &ts); err != nil {
+		return 0
+	}
+	return ts.Nano()
 }
 
 // endTimeout bounds how long a driver that returns waits for the witness.
@@ -113,11 +124,11 @@ type steps struct {
 
 func (s *steps) Step(ctx context.Context, name string, percent int) error {
 	event := s.event
-	event.Kind, event.Step, event.Asked = Step, name, time.Now().UnixNano()
+	event.Kind, event.Step, event.Asked = Step, name, now()
 	if err := s.Steps.Step(ctx, name, percent); err != nil {
 		return err
 	}
-	event.Answered = time.Now().UnixNano()
+	event.Answered = now()
 	return s.driver.tell(ctx, event)
 }
 

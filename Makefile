@@ -60,7 +60,7 @@ test: ## Run all tests, with all that they need
 
 # make bench QUICK=1 BENCH=P1,P4 DATABASE_URL=postgresql://... OUT=directory
 BENCH ?=
-OUT ?= bench-results
+OUT ?= $(BIN)/bench
 comma := ,
 # Without a control plane: what needs the library alone.
 BENCH_OPERATOR := $(filter-out P1 P2 P3,$(if $(BENCH),$(subst $(comma), ,$(BENCH)),all))

@@ -27,7 +27,7 @@ import (
 
 // endToEnd is P5: claims through a real API server, beside a client that does no more than make the same objects and write their statuses as often.
 func (s *suite) endToEnd(ctx context.Context) (err error) {
-	claims, rounds := pick(s, 150, 2000), pick(s, 2, 3)
+	claims, rounds := pick(s, 100, 2000), pick(s, 2, 3)
 	url, drop, err := s.databases.fresh(ctx, "migrated", migrated)
 	if err != nil {
 		return err
@@ -301,7 +301,7 @@ func (c *cluster) deletePlain(ctx context.Context, prefix string) error {
 // largeClaim is P6: one claim on many machines, beside the library alone at as many workers.
 func (s *suite) largeClaim(ctx context.Context) error {
 	const workers = 64 // the operator's default
-	machines, rounds := pick(s, 3000, 10_000), pick(s, 2, 5)
+	machines, rounds := pick(s, 1500, 10_000), pick(s, 1, 5)
 	var rates, alone, writes, writesPerSecond []float64
 	for round := range rounds {
 		r, err := s.withProgram(ctx, machines, func(p *ours.Program) (peer.Result, error) {

@@ -15,7 +15,9 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/bmdb-dev/bmdb-operator/test/bench/internal/report"
 	"github.com/bmdb-dev/bmdb-operator/test/bench/internal/result"
@@ -31,6 +33,7 @@ var version = "unknown"
 var errMissed = errors.New("a threshold was missed")
 
 func main() {
+	ctrllog.SetLogger(logr.Discard()) // what our own clients say; operators have logs of their own
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {

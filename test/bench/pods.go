@@ -32,7 +32,7 @@ func (s *suite) manyPods(ctx context.Context) error {
 	counts := []int{1, 4, 16}
 	rates := map[int][]float64{}
 	var transactions, retries, conflicts, lost int64
-	for round := range pick(s, 3, 5) {
+	for round := range pick(s, 2, 5) {
 		for _, pods := range counts {
 			rate, reports, err := s.roundOfPods(ctx, pods, fmt.Sprintf("%d-%d", round, pods))
 			if err != nil {

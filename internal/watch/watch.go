@@ -59,6 +59,7 @@ type Watcher struct {
 	told  map[thing]telling
 	since map[thing]time.Time // what is pending, and since when this watcher knows
 	acks  chan struct{}       // gets a value, of which it holds one, when something was shown
+	acked map[string]int64    // what was acknowledged last of providers, by pool and name, and is not pending
 }
 
 type thing struct{ kind, pool, id string }
@@ -73,17 +74,21 @@ type telling struct {
 func New(source Source, cluster string, sink Sink, log logr.Logger) *Watcher {
 	return &Watcher{
 		source: source, cluster: cluster, sink: sink, log: log, shown: map[thing]int64{}, told: map[thing]telling{}, since: map[thing]time.Time{},
-		acks: make(chan struct{}, 1),
+		acks: make(chan struct{}, 1), acked: map[string]int64{},
 	}
 }
 
 // NeedLeaderElection is false: each replica watches.
 func (w *Watcher) NeedLeaderElection() bool { return false }
 
-// Shown is called when a revision was shown, or nobody is there to show it to. It is acknowledged a moment later.
+// Shown is called when a revision was shown, or nobody is there to show it to. It is acknowledged a moment later, unless it was already: providers, of
+// which there are few, are shown again and again.
 func (w *Watcher) Shown(p bmdb.Pending) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if rev, acked := w.acked[providerOf(p)]; acked && p.Kind == bmdb.KindProvider && rev >= p.Rev {
+		return
+	}
 	t := thing{p.Kind, p.Pool, p.ID}
 	w.shown[t] = max(w.shown[t], p.Rev)
 	select {
@@ -91,6 +96,8 @@ func (w *Watcher) Shown(p bmdb.Pending) {
 	default:
 	}
 }
+
+func providerOf(p bmdb.Pending) string { return p.Pool + "/" + p.ID }
 
 // Backlog tells how many changes this cluster has still to show, up to the number that the watcher reads at once, and for how long the oldest
 // of them has waited since this watcher has seen it.
@@ -109,11 +116,17 @@ func (w *Watcher) note(pending, acked []bmdb.Pending, now time.Time) {
 	defer w.mu.Unlock()
 	for _, p := range acked {
 		delete(w.since, thing{p.Kind, p.Pool, p.ID})
+		if p.Kind == bmdb.KindProvider {
+			w.acked[providerOf(p)] = p.Rev
+		}
 	}
 	before := w.since
 	w.since = make(map[thing]time.Time, len(pending))
 	for _, p := range pending {
 		t := thing{p.Kind, p.Pool, p.ID}
+		if p.Kind == bmdb.KindProvider {
+			delete(w.acked, providerOf(p))
+		}
 		w.since[t] = now
 		if since, known := before[t]; known {
 			w.since[t] = since

@@ -101,11 +101,17 @@ func (l *lab) register(name string, labels map[string]string) bmdb.Registration 
 // change waits until the sink is told of a machine.
 func (l *lab) change(machine uuid.UUID) bmdb.Pending {
 	l.t.Helper()
+	return l.changeOf(bmdb.KindMachine, machine.String())
+}
+
+// changeOf waits until the sink is told of a thing.
+func (l *lab) changeOf(kind, id string) bmdb.Pending {
+	l.t.Helper()
 	deadline := time.After(patience)
 	for {
 		select {
 		case p := <-l.sink.changes:
-			if p.Kind == bmdb.KindMachine && p.ID == machine.String() {
+			if p.Kind == kind && p.ID == id {
 				return p
 			}
 		case <-deadline:
@@ -173,6 +179,58 @@ func TestChangesAreToldAndAcknowledged(t *testing.T) {
 	}
 	l.watcher.Shown(bmdb.Pending{Kind: bmdb.KindMachine, Pool: "metal", ID: r.MachineID.String(), Rev: again.Rev})
 	l.acknowledged()
+}
+
+// counting counts what is acknowledged of providers.
+type counting struct {
+	watch.Source
+	providers atomic.Int32
+}
+
+func (c *counting) AckProjections(ctx context.Context, cluster string, acks []bmdb.Pending) error {
+	for _, p := range acks {
+		if p.Kind == bmdb.KindProvider {
+			c.providers.Add(1)
+		}
+	}
+	return c.Source.AckProjections(ctx, cluster, acks)
+}
+
+// TestProvidersAreAcknowledgedOnce: they are shown again and again, whether they have changed or not.
+func TestProvidersAreAcknowledgedOnce(t *testing.T) {
+	s, source := &sink{}, &counting{}
+	l := newLab(t, s, func(c *bmdb.Connection) watch.Source { source.Source = c; return source })
+	limit := func(machines int64) bmdb.Pending {
+		t.Helper()
+		err := l.conn.AttachProvider(t.Context(), bmdb.View{Cluster: cluster, UID: "lab", Name: "lab"}, bmdb.ProviderLimits{Pool: "metal", Provider: "lab", MaxMachines: &machines})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l.changeOf(bmdb.KindProvider, "lab")
+	}
+	acknowledged := func(want int32) {
+		t.Helper()
+		deadline, tick := time.After(patience), time.NewTicker(20*time.Millisecond)
+		defer tick.Stop()
+		for source.providers.Load() != want {
+			select {
+			case <-tick.C:
+			case <-deadline:
+				t.Fatalf("acknowledged %d times, want %d", source.providers.Load(), want)
+			}
+		}
+	}
+	l.register("m", nil) // another machine is another revision of its provider
+	first := limit(10)
+	for _, rack := range []string{"r1", "r2"} {
+		l.watcher.Shown(first)
+		acknowledged(1)
+		l.watcher.Shown(l.change(l.register("m", map[string]string{"rack": rack}).MachineID)) // is acknowledged with it, or later
+		l.acknowledged()
+	}
+	acknowledged(1)
+	l.watcher.Shown(limit(20))
+	acknowledged(2)
 }
 
 func TestWhatNobodyShowsIsAcknowledged(t *testing.T) {

@@ -18,13 +18,11 @@ import (
 	"net/url"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
 	"github.com/bmdb-dev/bmdb-operator/bmdb/migrations"
@@ -143,33 +141,56 @@ func create(ctx context.Context, admin, name string) error {
 	return err
 }
 
-// templates serializes the making of templates in this process. Other processes may race; the rename decides.
-var templates sync.Mutex
+// templateLock is the key of the advisory lock under which templates are made. Locks are of one database: all processes must take it on the
+// connection to the database that the server's URL names.
+const templateLock = 0x626d6462
 
+// ensureTemplate returns the name of the template for the schema as it is, on the server that conn is connected to.
 func ensureTemplate(ctx context.Context, conn *pgx.Conn, admin string) (string, error) {
-	templates.Lock()
-	defer templates.Unlock()
 	digest, err := schemaDigest()
 	if err != nil {
 		return "", err
 	}
-	template := "bmdb_template_" + digest
-	var exists bool
-	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM pg_database WHERE datname = $1)", template).Scan(&exists); err != nil || exists {
-		return template, err
+	return "bmdb_template_" + digest, makeTemplate(ctx, conn, admin, digest)
+}
+
+// makeTemplate makes a template unless it is there. It is made under another name, so that one that is there is whole, and under a lock: tests
+// of several packages have a process each, on one server. A rename alone decides nothing: where two of them come at the same moment, the server
+// refuses one by its check for the name, or, when both have passed that, by the unique index of its catalog.
+func makeTemplate(ctx context.Context, conn *pgx.Conn, admin, digest string) (err error) {
+	template, draft := "bmdb_template_"+digest, "bmdb_draft_"+digest
+	if exists, err := databaseExists(ctx, conn, template); err != nil || exists {
+		return err
 	}
-	draft := "bmdb_draft_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	if _, err := conn.Exec(ctx, "SELECT pg_advisory_lock($1)", templateLock); err != nil {
+		return err
+	}
+	defer func() {
+		// With a done ctx the connection is of no use any more, and its end lets go of the lock.
+		if _, unlockErr := conn.Exec(ctx, "SELECT pg_advisory_unlock($1)", templateLock); err == nil {
+			err = unlockErr
+		}
+	}()
+	if exists, err := databaseExists(ctx, conn, template); err != nil || exists {
+		return err
+	}
+	// Somebody may have been killed while he made it.
+	if err := drop(ctx, admin, draft); err != nil {
+		return err
+	}
 	if _, err := conn.Exec(ctx, "CREATE DATABASE "+draft); err != nil {
-		return "", err
+		return err
 	}
 	if err := bmdb.Migrate(ctx, withDatabase(admin, draft), slog.New(slog.DiscardHandler)); err != nil {
-		return "", err
+		return err
 	}
 	_, err = conn.Exec(ctx, "ALTER DATABASE "+draft+" RENAME TO "+template)
-	if pe, ok := err.(*pgconn.PgError); ok && pe.Code == "42P04" { //nolint:errorlint // pgx returns it bare
-		return template, drop(ctx, admin, draft)
-	}
-	return template, err
+	return err
+}
+
+func databaseExists(ctx context.Context, conn *pgx.Conn, name string) (exists bool, err error) {
+	err = conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM pg_database WHERE datname = $1)", name).Scan(&exists)
+	return exists, err
 }
 
 // schemaDigest names the template by what it is made of, seeded rows included, so that a changed schema has another.

@@ -19,7 +19,8 @@ var (
 	// ErrNotServed is returned for an object of a kind that the API server does not know: its CustomResourceDefinition is missing. That says
 	// nothing of the object.
 	ErrNotServed = errors.New("the API server does not serve the kind")
-	// ErrAnotherAPIServer is returned for an object that is not there, by an API server that is not the one that the operator began with.
+	// ErrAnotherAPIServer is returned for an object that is not there, by an API server that is not the one that the operator began with; and
+	// by OriginWatch, which ends the process with it.
 	ErrAnotherAPIServer = errors.New("the API server is another one than when the operator started")
 )
 

@@ -130,10 +130,11 @@ func assemble(ctx context.Context, c *Config, m manager.Manager, conn *bmdb.Conn
 	}
 	successor := roles.New(conn, roles.Config{Cluster: c.ClusterID, Pod: c.PodName, Namespaces: c.Namespaces, Silence: c.ManagerTakeoverAfter}, log.WithName("roles"))
 	resync := controllers.NewResync(objects, conn, c.ResyncInterval, log.WithName("resync"))
+	origin := controllers.NewOriginWatch(m.GetAPIReader(), c.origin, log.WithName("origin"))
 	reader := metrics.NewReader(observer, metrics.Sources{
 		Database: conn, Session: keeper.Current, Claims: m.GetClient(), Backlog: watcher.Backlog,
 	}, log.WithName("metrics"))
-	for _, r := range []manager.Runnable{keeper, watcher, successor, resync, reader} {
+	for _, r := range []manager.Runnable{keeper, watcher, successor, resync, origin, reader} {
 		if err := m.Add(r); err != nil {
 			return fmt.Errorf("add to manager: %w", err)
 		}

@@ -19,13 +19,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
+	"github.com/bmdb-dev/bmdb-operator/controllers"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv/testbed"
 )
 
-// TestControlPlaneEmptied empties the control plane under two operators that work: what is not there any more ends nothing, and what goes on comes to its
-// end. Clients of an API server whose history begins anew are to be started again. With the manifests applied then, machines have the IDs that
-// they had, claims their outcomes, and nothing was done twice.
+// TestControlPlaneEmptied empties the control plane under two operators that work: what is not there any more ends nothing. Watches of an API server
+// whose history begins anew tell nothing, so both notice by themselves and end in good order, and are started again as the kubelet does. With the
+// manifests applied then, machines have the IDs that they had, claims their outcomes, nothing was done twice, and what went on is done.
 func TestControlPlaneEmptied(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, testbed.Options{Plane: newPlane(t)})
@@ -39,14 +40,14 @@ func TestControlPlaneEmptied(t *testing.T) {
 		o.Env = append(o.Env, "KUBECONFIG="+kubeconfig)
 		o.Start()
 	}
-	manifests := func() []client.Object {
-		objects := []client.Object{l.Simulated("fast", v1alpha1.SimulatedProvider{}), l.Simulated("slow", testbed.Latency(40*time.Second)), l.Claim("done", "fast-000", "fast-001"), l.Claim("going-on", "slow-000")}
+	manifests := func(slow time.Duration) []client.Object {
+		objects := []client.Object{l.Simulated("fast", v1alpha1.SimulatedProvider{}), l.Simulated("slow", testbed.Latency(slow)), l.Claim("done", "fast-000", "fast-001")}
 		for _, name := range testbed.Names("fast", 3) {
 			objects = append(objects, l.Machine(name, "fast"))
 		}
 		return append(objects, l.Machine("slow-000", "slow"))
 	}
-	l.Create(manifests()...)
+	l.Create(append(manifests(time.Hour), l.Claim("going-on", "slow-000"))...)
 	l.AwaitClaim("done", v1alpha1.ReasonComplete)
 	l.awaitAgents("fast-000", "fast-001")
 	l.AwaitCount("work goes on", 1, testbed.CountOpen, "going-on")
@@ -67,43 +68,64 @@ func TestControlPlaneEmptied(t *testing.T) {
 	if err := l.Client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: l.Namespace}}); err != nil {
 		t.Fatal(err)
 	}
-	const looks = 15 * time.Second // each pod lists anew within seconds, and finds nothing
 	unharmed := func(ctx context.Context) error {
-		for _, o := range pods {
-			if !o.Running() {
-				return fmt.Errorf("%s has ended: %w", o.Name, o.Process.Err())
-			}
-		}
 		return errors.Join(
-			l.none(ctx, "SELECT count(*) FROM work_history WHERE phase = 1 AND event <> 'Finished'"),
-			l.none(ctx, "SELECT count(*) FROM claims WHERE state = 'Detached'"),
+			l.none(ctx, "SELECT count(*) FROM work_history WHERE phase = 1 AND event NOT IN ('Finished', 'Canceled')"),
+			l.none(ctx, "SELECT count(*) FROM claims WHERE state NOT IN ('Running', 'Complete')"),
 			l.none(ctx, "SELECT 4 - count(*) FROM machine_views WHERE attached"),
 			l.none(ctx, "SELECT 2 - count(*) FROM claim_views"),
 			l.none(ctx, "SELECT 2 - count(*) FROM provider_views"))
 	}
-	l.Always(looks, "while there is nothing", unharmed)
-	l.AwaitCount("the work comes to its end", 1, testbed.CountOf, "going-on", "Finished")
+	l.Eventually(testbed.Patience, "both operators end", func(ctx context.Context) error {
+		if err := unharmed(ctx); err != nil && ctx.Err() == nil {
+			t.Fatalf("while there is nothing: %v", err)
+		}
+		for _, o := range pods {
+			if o.Running() {
+				return fmt.Errorf("%s goes on", o.Name)
+			}
+		}
+		return nil
+	})
+	for _, o := range pods {
+		l.endedWithItsAPIServer(o)
+	}
+	if n := l.Count("SELECT count(*) FROM sessions WHERE session_end_reason = 'closed'"); n != len(pods) {
+		t.Errorf("%d sessions were closed, want those of both operators", n)
+	}
+	l.AwaitCount("the work is handed over", 1, testbed.CountOf, "going-on", "Canceled")
 	history := l.everythingDone()
 	for _, o := range pods {
-		o.Terminate()
 		o.Start()
 	}
-	if err := unharmed(t.Context()); err != nil {
-		t.Errorf("after operators began with nothing: %v", err)
-	}
-	l.Create(manifests()...)
+	const looks = 10 * time.Second // each pod lists anew within seconds, and finds nothing
+	l.Always(looks, "operators have begun with nothing", unharmed)
+	l.Create(manifests(time.Second)...)
 	l.verifyRestored(outcomes, history, uids)
+	l.Create(l.Claim("going-on", "slow-000"))
 	l.AwaitClaim("going-on", v1alpha1.ReasonComplete)
 	if again, err := l.ReadMachine(t.Context(), "slow-000"); err != nil || again.Status.MachineID != slow.Status.MachineID {
 		t.Errorf("the machine that was worked on was %s and is %s: %v", slow.Status.MachineID, again.Status.MachineID, err)
 	}
 	for name, events := range l.History("going-on") {
-		if got := testbed.EventNames(events); got != "Started Finished" {
+		if got := testbed.EventNames(events); got != "Started Canceled Started Finished" {
 			t.Errorf("machine %s: %s", name, got)
 		}
 	}
 	if err := l.Broken(t.Context(), append(testbed.Rules(), testbed.RulesAtRest()...)); err != nil {
 		t.Error(err)
+	}
+}
+
+// endedWithItsAPIServer sees that an operator has ended by itself, and says why.
+func (l *lab) endedWithItsAPIServer(o *testbed.Operator) {
+	l.T.Helper()
+	if code := o.Process.Exit().ExitCode(); code != 1 {
+		l.T.Errorf("%s ended with %d: %v", o.Name, code, o.Process.Err())
+	}
+	ends, _ := o.Logged(0, func(e testbed.LogEntry) bool { return e.Text("msg") == "the operator ends" })
+	if len(ends) != 1 || ends[0].Text("level") != "ERROR" || !strings.Contains(ends[0].Text("err"), controllers.ErrAnotherAPIServer.Error()) {
+		l.T.Errorf("%s says of its end: %v", o.Name, ends)
 	}
 }
 

@@ -68,6 +68,7 @@ type claimMeasure struct {
 	rates, plain                    []float64 // claims and objects a second
 	claimWrites, machineWrites, cpu []float64 // writes for a claim; cores
 	resident                        int64
+	waits, works                    []float64 // milliseconds until a claim is taken up, and until it is complete
 }
 
 // start starts an operator, and waits until it has nothing to do.
@@ -109,6 +110,9 @@ func (m *claimMeasure) round(ctx context.Context, round int) error {
 	if err != nil {
 		return err
 	}
+	if err := m.phases(ctx, round, fmt.Sprintf("claim-%d-", round)); err != nil {
+		return err
+	}
 	perClaim, perMachine := float64(after[0]-before[0])/float64(m.claims), float64(after[1]-before[1])/float64(m.claims)
 	m.rates, m.claimWrites, m.machineWrites = append(m.rates, float64(m.claims)/took.Seconds()), append(m.claimWrites, perClaim), append(m.machineWrites, perMachine)
 	m.cpu, m.resident = append(m.cpu, now.Since(used)), max(m.resident, now.Peak)
@@ -130,6 +134,24 @@ func (m *claimMeasure) round(ctx context.Context, round int) error {
 	m.plain = append(m.plain, float64(m.claims)/took.Seconds())
 	m.say("P5 round %d: %.0f claims/s with %.2f writes of their and %.2f of machines' statuses each; plain client %.0f/s with %d", round+1,
 		m.rates[round], perClaim, perMachine, m.plain[round], writes)
+	return nil
+}
+
+// phases shows where the time of a round went, by the database: claims are recorded, taken up, and complete.
+func (m *claimMeasure) phases(ctx context.Context, round int, prefix string) error {
+	var recorded, taken, complete, waited, worked float64
+	err := m.cluster.db.QueryRow(ctx, `
+SELECT extract(epoch FROM max(created_at) - min(created_at))::float8, extract(epoch FROM max(started_at) - min(created_at))::float8,
+    extract(epoch FROM max(completed_at) - min(created_at))::float8,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM started_at - created_at)::float8),
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM completed_at - started_at)::float8)
+FROM claims WHERE pool = $1 AND claim_key LIKE $2 || '%'`, pool, prefix).Scan(&recorded, &taken, &complete, &waited, &worked)
+	if err != nil {
+		return fmt.Errorf("ask where the time went: %w", err)
+	}
+	m.say("P5 round %d: from the first claim's record until the last was recorded %.1f s, taken up %.1f s, complete %.1f s; a claim waited %.2f s to be taken up and was complete %.2f s later (median)",
+		round+1, recorded, taken, complete, waited, worked)
+	m.waits, m.works = append(m.waits, waited*1000), append(m.works, worked*1000)
 	return nil
 }
 
@@ -182,6 +204,8 @@ func (m *claimMeasure) report() {
 	r.Ratio("P5.claims/plain", m.rates, m.plain, "")
 	r.Median("P5.status-writes/claim", m.claimWrites, "")
 	r.Median("P5.machine-status-writes/claim", m.machineWrites, "")
+	r.Median("P5.claim.until-taken-up", m.waits, "ms (median of the claims)")
+	r.Median("P5.claim.until-complete", m.works, "ms after that (median of the claims)")
 	r.Median("P5.pod.cpu", m.cpu, "cores")
 	r.Value("P5.pod.memory", float64(m.resident)/(1<<20), "MiB at most")
 }

@@ -72,7 +72,7 @@ func (s *suite) roundOfPods(ctx context.Context, pods int, name string) (rate fl
 		return 0, nil, fmt.Errorf("make directory for logs: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	timing := pick(s, peer.Timing{Warm: time.Second, During: 1500 * time.Millisecond}, peer.Timing{Warm: 2 * time.Second, During: 5 * time.Second})
+	timing := pick(s, peer.Timing{Warm: time.Second, During: time.Second}, peer.Timing{Warm: 2 * time.Second, During: 5 * time.Second})
 	var running []*runningPod
 	defer func() {
 		for _, r := range running {

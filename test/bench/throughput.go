@@ -82,7 +82,7 @@ func (s *suite) throughput(ctx context.Context) error {
 
 // rounds interleaves the contenders, so that what the machine does beside meets all of them.
 func (s *suite) rounds(ctx context.Context, t *table, contenders []contender) error {
-	timing := pick(s, peer.Timing{Warm: 500 * time.Millisecond, During: time.Second}, peer.Timing{Warm: 2 * time.Second, During: 5 * time.Second})
+	timing := pick(s, peer.Timing{Warm: 400 * time.Millisecond, During: 800 * time.Millisecond}, peer.Timing{Warm: 2 * time.Second, During: 5 * time.Second})
 	for round := range result.NoiseRounds {
 		for _, c := range contenders {
 			for _, workers := range c.workers {

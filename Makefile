@@ -27,7 +27,7 @@ TEST_TIMEOUT ?= 15m
 # Packages tested at once. Each that needs a control plane takes half a gigabyte, so not as many as there are cores.
 TEST_PARALLEL ?= $(shell n=$$(nproc); echo $$(( n > 4 ? 4 : n )))
 # Faults that strike at once; each has some operators and a database of its own.
-FAULTS_PARALLEL ?= 2
+FAULTS_PARALLEL ?= 4
 # Packages to test, and further flags, for a run of one's own: make test PACKAGES=./bmdb/... TESTFLAGS='-run Lease -v'
 PACKAGES ?= ./...
 TESTFLAGS ?=

@@ -58,17 +58,22 @@ func TestF13(t *testing.T) {
 
 // gitManifests returns a maker of all objects as they are in Git.
 func (r *rig) gitManifests(claims, each int) func() []client.Object {
+	return r.gitManifestsOf("git", claims, each)
+}
+
+// gitManifestsOf is gitManifests for machines and claims whose names begin with a prefix.
+func (r *rig) gitManifestsOf(prefix string, claims, each int) func() []client.Object {
 	return func() []client.Object {
 		config := r.Simulated(provider, testbed.Latency(300*time.Millisecond))
 		config.Spec.Limits.Parallelism = ptr.To[int32](2)
 		objects := []client.Object{config}
-		names := testbed.Names("git", claims*each)
+		names := testbed.Names(prefix, claims*each)
 		for _, name := range names {
 			objects = append(objects, r.Machine(name, provider))
 		}
 		for i := range claims {
-			c := r.Claim(fmt.Sprintf("git-claim-%d", i), names[i*each:(i+1)*each]...)
-			c.Spec.Key = fmt.Sprintf("install-%d", i)
+			c := r.Claim(fmt.Sprintf("%s-claim-%d", prefix, i), names[i*each:(i+1)*each]...)
+			c.Spec.Key = fmt.Sprintf("%s-install-%d", prefix, i)
 			c.Spec.MaxAttempts = attempts
 			objects = append(objects, c)
 		}

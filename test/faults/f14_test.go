@@ -30,23 +30,35 @@ func TestF14(t *testing.T) {
 	r := newRig(t, "F14", rigOptions{Options: testbed.Options{Plane: sparePlane(t)}, pods: 2, flags: []string{"--resync-interval", "5s"}})
 	r.start()
 	r.watchRules()
-	manifests := r.gitManifests(6, 3)
+	var manifests []func() []client.Object
 	applyAll := func() {
-		for _, o := range manifests() {
-			r.apply(o)
+		for _, m := range manifests {
+			for _, o := range m() {
+				r.apply(o)
+			}
 		}
 	}
-	applyAll()
-	for range pick(1, 5) {
-		r.AwaitSome("machines are worked on", "SELECT count(*) FROM work_history")
-		r.deleteNamespace()
-		r.Deploy()
+	for i := range pick(2, 8) {
+		manifests = append(manifests, r.gitManifestsOf(fmt.Sprintf("round-%d", i), 4, 3))
 		applyAll()
-		r.deleteDefinitions()
+		r.midWork()
+		if i%2 == 0 {
+			r.deleteNamespace()
+			r.Deploy()
+		} else {
+			r.deleteDefinitions()
+		}
 		applyAll()
 	}
 	r.verify()
 	r.require("namespace deleted", "definitions deleted")
+}
+
+// midWork waits for a random moment in which machines are worked on.
+func (r *rig) midWork() {
+	r.T.Helper()
+	r.AwaitSome("machines are worked on", "SELECT count(*) FROM work WHERE work_id IS NOT NULL")
+	r.during(time.Duration(r.random.Int64N(int64(2 * time.Second))))
 }
 
 // deleteNamespace deletes the namespace with all that is in it, waits until it is gone, and makes it again.

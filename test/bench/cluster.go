@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -262,45 +263,71 @@ func (c *cluster) until(ctx context.Context, within time.Duration, what string, 
 	}
 }
 
-// statusWrites asks the API server how many writes of the status of a kind it has carried out, of all operators and clients.
-func (c *cluster) statusWrites(ctx context.Context, resource string) (int64, error) {
+// requests asks the API server how many requests of each kind it has carried out, of all operators and clients, by what they do: "PUT machines/status".
+func (c *cluster) requests(ctx context.Context) (map[string]int64, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.plane.RESTConfig().Host+"/metrics", http.NoBody)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
-		return 0, fmt.Errorf("read the API server's metrics: %w", err)
+		return nil, fmt.Errorf("read the API server's metrics: %w", err)
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		return 0, fmt.Errorf("read the API server's metrics: %s", response.Status)
+		return nil, fmt.Errorf("read the API server's metrics: %s", response.Status)
 	}
-	return sumWrites(response.Body, resource)
+	return readRequests(response.Body)
 }
 
-// sumWrites adds up the successful writes of the status of a kind in the API server's metrics.
-func sumWrites(metrics io.Reader, resource string) (int64, error) {
-	var sum int64
+var requestLabels = regexp.MustCompile(`(code|resource|subresource|verb)="([^"]*)"`)
+
+// readRequests adds up the requests in the API server's metrics that had a good end, but for watches.
+func readRequests(metrics io.Reader) (map[string]int64, error) {
+	sums := map[string]int64{}
 	lines := bufio.NewScanner(metrics)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		line := lines.Text()
-		if !strings.HasPrefix(line, "apiserver_request_total{") || !strings.Contains(line, `resource="`+resource+`"`) || !strings.Contains(line, `subresource="status"`) {
+		if !strings.HasPrefix(line, "apiserver_request_total{") {
 			continue
 		}
-		if !strings.Contains(line, `code="200"`) || strings.Contains(line, `verb="GET"`) {
+		labels := map[string]string{}
+		for _, label := range requestLabels.FindAllStringSubmatch(line, -1) {
+			labels[label[1]] = label[2]
+		}
+		if !strings.HasPrefix(labels["code"], "2") || labels["verb"] == "WATCH" {
 			continue
 		}
-		text := line[strings.LastIndexByte(line, ' ')+1:]
-		n, err := strconv.ParseFloat(text, 64)
+		n, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
 		if err != nil {
-			return 0, fmt.Errorf("read the API server's metrics: %w", err)
+			return nil, fmt.Errorf("read the API server's metrics: %w", err)
 		}
-		sum += int64(n)
+		what := labels["verb"] + " " + labels["resource"]
+		if labels["subresource"] != "" {
+			what += "/" + labels["subresource"]
+		}
+		sums[what] += int64(n)
 	}
 	if err := lines.Err(); err != nil {
-		return 0, fmt.Errorf("read the API server's metrics: %w", err)
+		return nil, fmt.Errorf("read the API server's metrics: %w", err)
 	}
-	return sum, nil
+	return sums, nil
+}
+
+// writesOf adds up the requests that write to a resource, as in workclaims/status; "": to any.
+func writesOf(requests map[string]int64, resource string) (sum int64) {
+	for what, n := range requests {
+		verb, of, _ := strings.Cut(what, " ")
+		if verb != "GET" && verb != "LIST" && (resource == "" || of == resource) {
+			sum += n
+		}
+	}
+	return sum
+}
+
+// statusWrites is how many writes of the status of a kind the API server has carried out.
+func (c *cluster) statusWrites(ctx context.Context, resource string) (int64, error) {
+	requests, err := c.requests(ctx)
+	return writesOf(requests, resource+"/status"), err
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/bmdb-dev/bmdb-operator/test/bench/internal/result"
 )
 
-// Only writes of the status of one kind count that the API server has carried out.
-func TestSumWrites(t *testing.T) {
+// Only writes count that the API server has carried out.
+func TestWritesOf(t *testing.T) {
 	const metrics = `# HELP apiserver_request_total requests
 apiserver_request_total{code="200",component="apiserver",group="bmdb.dev",resource="workclaims",subresource="status",verb="APPLY",version="v1alpha1"} 7
 apiserver_request_total{code="200",component="apiserver",group="bmdb.dev",resource="workclaims",subresource="status",verb="PUT",version="v1alpha1"} 5
@@ -21,8 +21,15 @@ apiserver_request_total{code="200",component="apiserver",group="bmdb.dev",resour
 apiserver_request_total{code="200",component="apiserver",group="bmdb.dev",resource="workclaims",subresource="",verb="APPLY",version="v1alpha1"} 100
 apiserver_request_total{code="200",component="apiserver",group="bmdb.dev",resource="machines",subresource="status",verb="APPLY",version="v1alpha1"} 1000
 `
-	if n, err := sumWrites(strings.NewReader(metrics), "workclaims"); err != nil || n != 12 {
-		t.Errorf("sumWrites() = %d, %v, want 12", n, err)
+	requests, err := readRequests(strings.NewReader(metrics))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := writesOf(requests, "workclaims/status"); n != 12 {
+		t.Errorf("%d writes of statuses of claims, want 12", n)
+	}
+	if n := writesOf(requests, ""); n != 1112 {
+		t.Errorf("%d writes, want 1112", n)
 	}
 }
 

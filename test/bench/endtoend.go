@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -68,6 +70,7 @@ type claimMeasure struct {
 	rates, plain                    []float64 // claims and objects a second
 	claimWrites, machineWrites, cpu []float64 // writes for a claim; cores
 	resident                        int64
+	allWrites                       []float64 // requests of the operator that write, for a claim
 	waits, works                    []float64 // milliseconds until a claim is taken up, and until it is complete
 }
 
@@ -85,7 +88,7 @@ func (m *claimMeasure) start(ctx context.Context, name string) (err error) {
 
 // round lets the operator carry out claims, and then the plain client make as many objects, with as many writes of a status.
 func (m *claimMeasure) round(ctx context.Context, round int) error {
-	before, err := m.writes(ctx)
+	before, err := m.cluster.requests(ctx)
 	if err != nil {
 		return err
 	}
@@ -106,14 +109,23 @@ func (m *claimMeasure) round(ctx context.Context, round int) error {
 	if err := m.settled(ctx, m.claims*(round+1)); err != nil {
 		return err
 	}
-	after, err := m.writes(ctx)
+	after, err := m.cluster.requests(ctx)
 	if err != nil {
 		return err
 	}
 	if err := m.phases(ctx, round, fmt.Sprintf("claim-%d-", round)); err != nil {
 		return err
 	}
-	perClaim, perMachine := float64(after[0]-before[0])/float64(m.claims), float64(after[1]-before[1])/float64(m.claims)
+	per := func(resource string) float64 {
+		return float64(writesOf(after, resource)-writesOf(before, resource)) / float64(m.claims)
+	}
+	perClaim, perMachine := per("workclaims/status"), per("machines/status")
+	m.allWrites = append(m.allWrites, per("")-1) // it was not the operator that made the claims
+	for _, what := range slices.Sorted(maps.Keys(after)) {
+		if n := after[what] - before[what]; n >= int64(m.claims)/10 {
+			m.say("P5 round %d: %6.2f  %s for each claim", round+1, float64(n)/float64(m.claims), what)
+		}
+	}
 	m.rates, m.claimWrites, m.machineWrites = append(m.rates, float64(m.claims)/took.Seconds()), append(m.claimWrites, perClaim), append(m.machineWrites, perMachine)
 	m.cpu, m.resident = append(m.cpu, now.Since(used)), max(m.resident, now.Peak)
 	// Nobody but the plain client writes meanwhile.
@@ -155,16 +167,6 @@ FROM claims WHERE pool = $1 AND claim_key LIKE $2 || '%'`, pool, prefix).Scan(&r
 	return nil
 }
 
-// writes are those of statuses so far: of claims, and of machines.
-func (m *claimMeasure) writes(ctx context.Context) (n [2]int64, err error) {
-	for i, resource := range []string{"workclaims", "machines"} {
-		if n[i], err = m.cluster.statusWrites(ctx, resource); err != nil {
-			return n, err
-		}
-	}
-	return n, nil
-}
-
 // shown waits until nothing is left to show.
 func (m *claimMeasure) shown(ctx context.Context) error {
 	const patience = 5 * time.Minute
@@ -204,6 +206,7 @@ func (m *claimMeasure) report() {
 	r.Ratio("P5.claims/plain", m.rates, m.plain, "")
 	r.Median("P5.status-writes/claim", m.claimWrites, "")
 	r.Median("P5.machine-status-writes/claim", m.machineWrites, "")
+	r.Median("P5.api-writes/claim", m.allWrites, "of whatever")
 	r.Median("P5.claim.until-taken-up", m.waits, "ms (median of the claims)")
 	r.Median("P5.claim.until-complete", m.works, "ms after that (median of the claims)")
 	r.Median("P5.pod.cpu", m.cpu, "cores")

@@ -105,7 +105,7 @@ func (s suite) run() (code int, err error) {
 
 // serverOptions are those of a server as it would be in production, and which remembers when what was committed.
 func serverOptions() postgres.Options {
-	const connections = 300
+	const connections = 500
 	return postgres.Options{Durable: true, MaxConnections: connections, Settings: map[string]string{"track_commit_timestamp": "on"}}
 }
 

@@ -72,7 +72,7 @@ func newRig(t *testing.T, fault string, o rigOptions) *rig {
 		}
 		t.Cleanup(p.proxy.Close)
 		p.setHook(nil)
-		p.Operator = r.Operator(fmt.Sprintf("operator-%c", 'a'+i), append([]string{"--lease", o.lease.String(), "--database-connections", "6", "--cluster-id", "here"}, o.flags...)...)
+		p.Operator = r.Operator(fmt.Sprintf("operator-%c", 'a'+i), append([]string{"--lease", o.lease.String(), "--cluster-id", "here"}, o.flags...)...)
 		p.Env = append(p.Env, "BMDB_WITNESS_URL="+r.witness.URL(), "BMDB_DATABASE_URL="+p.proxy.URL())
 		r.pods = append(r.pods, p)
 	}

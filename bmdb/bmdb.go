@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -111,6 +112,8 @@ type Connection struct {
 	identity DatabaseIdentity
 	settle   time.Duration // bounds a statement of any program; see longestStatement
 	pending  pendingCursors
+
+	committed atomic.Int64 // boottime of the last commit over the work pool, or of what proved as much
 }
 
 // DatabaseIdentity says which database this is.

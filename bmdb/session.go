@@ -32,7 +32,6 @@ type Session struct {
 
 	trusted  atomic.Int64 // boottime until which the session is trusted
 	lastBeat atomic.Int64 // unix nanoseconds of the last good beat, for people
-	proof    atomic.Int64 // boottime of the last commit over the work pool
 
 	ends   chan *endRequest
 	ending atomic.Int64 // members of groups that are being committed
@@ -98,7 +97,6 @@ func (c *Connection) StartSession(ctx context.Context, opts ...SessionOption) (*
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	s.beaten(sent)
-	s.proof.Store(int64(sent))
 	c.observer.SessionStarted()
 	c.log.InfoContext(ctx, "started session", "session", s.UUID)
 	if !o.withoutBeat {
@@ -223,18 +221,18 @@ func (s *Session) beat(ctx context.Context) error {
 // lately.
 func (s *Session) provePool(ctx context.Context) error {
 	if s.Works() == 0 {
-		s.proof.Store(int64(now()))
+		s.conn.committed.Store(int64(now()))
 		return nil
 	}
-	if now().sub(boottime(s.proof.Load())) < s.conn.lease.beat() {
+	if now().sub(boottime(s.conn.committed.Load())) < s.conn.lease.beat() {
 		return nil
 	}
 	proving, cancel := context.WithTimeout(ctx, max(s.conn.lease.margin()/2, 100*time.Millisecond))
 	defer cancel()
 	if _, err := s.conn.pool.Exec(proving, "SELECT 1"); err == nil {
-		s.proof.Store(int64(now()))
+		s.conn.committed.Store(int64(now()))
 		return nil
-	} else if now().sub(boottime(s.proof.Load())) >= s.conn.lease.length {
+	} else if now().sub(boottime(s.conn.committed.Load())) >= s.conn.lease.length {
 		return fmt.Errorf("the work pool has not committed for a lease: %w", err)
 	}
 	return nil

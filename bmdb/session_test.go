@@ -211,6 +211,31 @@ func TestCheckAfterSuspension(t *testing.T) {
 	}
 }
 
+// A process stands still after it has asked about its work, and the answer is there when it wakes: it is of before.
+func TestSuspensionBeforeTheAnswer(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, named("sleeper"))
+	s := l.session()
+	w := l.work(s, model.ProcessAgentStart, provided(t, s, "1"))
+	tx, err := l.db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), "SELECT 1 FROM work FOR UPDATE"); err != nil {
+		t.Fatal(err)
+	}
+	answer := make(chan error, 1)
+	go func() { answer <- w.Progress(t.Context(), "x", 1) }()
+	eventually(t, "the question to wait", func() bool { return l.blocked("sleeper") })
+	s.Distrust()
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := done(t, "the answer", answer); !errors.Is(err, bmdb.ErrSessionExpired) {
+		t.Errorf("the step after a suspension: %v, want ErrSessionExpired", err)
+	}
+}
+
 // A session that closes hands over at once.
 func TestCloseHandsOver(t *testing.T) {
 	t.Parallel()
@@ -350,6 +375,36 @@ func TestBeatComparesWorks(t *testing.T) {
 			t.Error("a beat that could not know the work ended it")
 		}
 	})
+}
+
+// A pool in which there is always somebody before the session, and which commits what these do, is no reason to give the works up.
+func TestSessionWhosePoolIsBusyLives(t *testing.T) {
+	t.Parallel()
+	const lease, holders, held = 3 * time.Second, 6, 150 * time.Millisecond
+	l := newLab(t, func(c *bmdb.Config) { c.Lease, c.MaxConnections = lease, 1 })
+	s := l.session()
+	l.work(s, model.ProcessAgentStart, provided(t, s, "1"))
+	over := time.Now().Add(2 * lease)
+	var wg sync.WaitGroup
+	for i := range holders {
+		machine := provided(t, s, fmt.Sprint("busy", i))
+		wg.Go(func() {
+			for time.Now().Before(over) && !s.Expired() {
+				err := s.Transact(t.Context(), func(q *model.Queries) error {
+					<-time.After(held)
+					return q.MachineSetAgentHeartbeat(t.Context(), model.MachineSetAgentHeartbeatParams{MachineID: machine, AgentHeartbeatAt: time.Now()})
+				})
+				if err != nil {
+					t.Errorf("transact: %v", err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if s.Expired() {
+		t.Error("the session is over")
+	}
 }
 
 // A session whose works can no longer be committed gives up: it would only keep others away from their machines.

@@ -187,9 +187,6 @@ func (s *Session) StartBatch(ctx context.Context, r StartRequest) ([]*Work, erro
 	for i, row := range rows {
 		works[i] = s.newWork(row, r.Process, r.Pool, r.Provider, key, begun, r.Timeout)
 	}
-	if len(works) > 0 {
-		s.proof.Store(int64(now()))
-	}
 	return works, nil
 }
 

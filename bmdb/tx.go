@@ -110,6 +110,9 @@ func (c *Connection) attempt(ctx context.Context, op, level string, fn func(ctx 
 		tx.rollback(ctx)
 		return err
 	}
+	if !tx.readOnly {
+		c.committed.Store(int64(now()))
+	}
 	return nil
 }
 

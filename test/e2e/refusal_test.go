@@ -48,7 +48,7 @@ func TestRefusesToStart(t *testing.T) {
 		"not migrated":        {database: l.emptyDatabase("unmigrated"), want: []string{"schema version is 0", "run the migration first"}},
 		"migrated further": {
 			database: l.newerDatabase("newer"),
-			want:     []string{fmt.Sprintf("schema version is %d", migrations.Latest+1), "run a newer version of this program"},
+			want:     []string{fmt.Sprintf("know version %d at least", migrations.Latest+1), "run a newer version of this program"},
 		},
 		"a lease that is too short":                 {database: l.Database, args: []string{"--lease", "10ms"}, want: []string{"lease of 10ms is too short"}},
 		"no workers":                                {database: l.Database, args: []string{"--work-concurrency", "0"}, want: []string{"--work-concurrency is too small"}},

@@ -116,16 +116,25 @@ func (w *Work) PreviousCheckpoint() []byte { return w.checkpoint }
 // Check tells whether the work may begin another step: its context goes on, its session is trusted by a clock that counts suspension,
 // and the database still has its lock. Call it before each side effect. ErrWorkLost: stop touching the machine.
 func (w *Work) Check(ctx context.Context) error {
+	if err := w.usable(); err != nil {
+		return err
+	}
 	return w.own(ctx, "CheckWork", sqlCheck, w.Machine, w.process, w.id)
 }
 
 // Checkpoint records what the worker is about to do, before a side effect that must not be repeated blindly. It is refused like an end.
 func (w *Work) Checkpoint(ctx context.Context, intent []byte) error {
+	if err := w.usable(); err != nil {
+		return err
+	}
 	return w.own(ctx, "Checkpoint", sqlCheckpoint, w.Machine, w.process, w.id, intent)
 }
 
 // Progress shows a step of the work and how far it is, in percent. It is refused like an end.
 func (w *Work) Progress(ctx context.Context, step string, percent int) error {
+	if err := w.usable(); err != nil {
+		return err
+	}
 	return w.own(ctx, "Progress", sqlProgress, w.Machine, w.process, w.id, bounded(step), percent)
 }
 
@@ -144,9 +153,6 @@ func (w *Work) usable() error {
 
 // own runs a statement that returns a row only if the work still has its lock.
 func (w *Work) own(ctx context.Context, name, sql string, args ...any) error {
-	if err := w.usable(); err != nil {
-		return err
-	}
 	ours := false
 	err := w.session.conn.read(ctx, name, sql, args, func() { ours = false }, func(pgx.Rows) error { ours = true; return nil })
 	if err != nil {

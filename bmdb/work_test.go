@@ -426,6 +426,19 @@ func TestFenceGrowsAcrossProcesses(t *testing.T) {
 	}
 }
 
+// Who failed to start a work may ask about it as about one that was lost.
+func TestNoWorkMayBeginNoStep(t *testing.T) {
+	t.Parallel()
+	var none *bmdb.Work
+	for what, err := range map[string]error{
+		"check": none.Check(t.Context()), "checkpoint": none.Checkpoint(t.Context(), []byte("x")), "progress": none.Progress(t.Context(), "x", 1),
+	} {
+		if !errors.Is(err, bmdb.ErrWorkLost) {
+			t.Errorf("%s of no work: %v, want ErrWorkLost", what, err)
+		}
+	}
+}
+
 // Whoever takes a machine over reads what the last worker was about to do.
 func TestCheckpointIsHandedOver(t *testing.T) {
 	t.Parallel()

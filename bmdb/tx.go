@@ -106,11 +106,12 @@ func (c *Connection) attempt(ctx context.Context, op, level string, fn func(ctx 
 		tx.rollback(ctx)
 		return err
 	}
+	proves := !tx.readOnly && (tx.begun || len(tx.pending) > 0) // else nothing is committed
 	if err := tx.commit(ctx); err != nil {
 		tx.rollback(ctx)
 		return err
 	}
-	if !tx.readOnly {
+	if proves {
 		c.committed.Store(int64(now()))
 	}
 	return nil

@@ -5,6 +5,7 @@ package result_test
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,6 +27,49 @@ func TestCommittedThresholds(t *testing.T) {
 	}
 	if _, err := result.ParseThresholds(text); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A quick run fails for what is broken, on whatever machine it runs: it judges what was counted, and nothing that was timed.
+func TestQuickRunJudgesCounts(t *testing.T) {
+	text, err := os.ReadFile("../../thresholds.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	thresholds, err := result.ParseThresholds(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := result.Run{Quick: true}
+	for _, th := range thresholds {
+		worst := th.Bound + 1
+		if th.Comparison == result.AtLeast {
+			worst = 0
+		}
+		run.Figures = append(run.Figures, result.Figure{Name: th.Figure, Value: worst})
+		if !slices.Contains(run.Benchmarks, th.Benchmark()) {
+			run.Benchmarks = append(run.Benchmarks, th.Benchmark())
+		}
+	}
+	if run.Check(thresholds) {
+		t.Error("a quick run in which everything is at its worst is good")
+	}
+	var judged []string
+	for _, v := range run.Verdicts {
+		if v.Fails() {
+			judged = append(judged, v.Figure)
+		}
+	}
+	want := []string{"P3.conflicts", "P3.retries/transactions", "P5.status-writes/claim", "P6.status-writes/machine"}
+	if diff := cmp.Diff(want, judged); diff != "" {
+		t.Errorf("a quick run judges others (-want +got):\n%s", diff)
+	}
+	run.Quick = false
+	run.Check(thresholds)
+	for _, v := range run.Verdicts {
+		if !v.Fails() {
+			t.Errorf("a full run does not judge %s", v.Figure)
+		}
 	}
 }
 

@@ -30,7 +30,7 @@ func TestF1(t *testing.T) {
 		k.launch(p)
 	}
 	r.witness.SetHook(k.atMachine)
-	k.everyPoint(pick(2*time.Minute, 12*time.Minute))
+	k.everyPoint(pick(3*time.Minute, 12*time.Minute))
 	k.atRandom(pick(5, 40))
 	work.stop()
 	k.heal()

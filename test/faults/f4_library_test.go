@@ -50,7 +50,7 @@ func TestF4Library(t *testing.T) {
 	if err != nil {
 		t.Errorf("the library's tests: %v\n%s", err, out)
 	}
-	for _, kind := range i.kinds() {
+	for _, kind := range i.kinds {
 		if i.counts[kind] == 0 {
 			t.Errorf("nothing was put to the test: %q never struck", kind)
 		}
@@ -73,6 +73,6 @@ func (i *injector) onLibrary(t *wire.Trip, side wire.Side) wire.Verdict {
 	if !resolved && t.Has("COMMIT") && (v.Fail == "40003" || v.Fail == "57P01") {
 		v.Fail = "40001"
 	}
-	i.tell(v)
+	i.tell(t, v)
 	return v
 }

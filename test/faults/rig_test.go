@@ -33,6 +33,7 @@ type rig struct {
 	began   time.Time
 	longest atomic.Int64 // the longest that the server took for a round trip, in nanoseconds
 	watcher *watcher
+	rules   []testbed.Rule // that hold at any moment
 }
 
 // rigOptions are what a fault needs otherwise. The zero value has three pods with a lease of three seconds.
@@ -58,8 +59,9 @@ func newRig(t *testing.T, fault string, o rigOptions) *rig {
 	if o.Programs == nil {
 		o.Programs = &run.programs
 	}
-	r := &rig{Lab: testbed.New(t, o.Options), fault: fault, random: choices(fault), began: time.Now()}
+	r := &rig{Lab: testbed.New(t, o.Options), fault: fault, random: choices(fault), began: time.Now(), rules: testbed.Rules()}
 	t.Cleanup(r.keep)
+	t.Cleanup(r.explain)
 	r.witness = r.newWitness(o.other)
 	catalog, err := wire.ReadCatalog("../../bmdb")
 	if err != nil {
@@ -130,6 +132,22 @@ func (r *rig) require(what ...string) {
 			r.T.Errorf("nothing was put to the test: %q never struck", w)
 		}
 	}
+}
+
+// explain says which rules are broken, if the test failed: it may have ended before it came to look, and what it met is what comes of that.
+func (r *rig) explain() {
+	if !r.T.Failed() {
+		return
+	}
+	r.stopWatching()
+	const patience = 10 * time.Second // the database may be what is away
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var broken *testbed.BrokenError
+	if err := r.Broken(ctx, r.rules); errors.As(err, &broken) {
+		r.T.Errorf("when the test failed: %v", err)
+	}
+	r.T.Logf("claims that are not over:\n%s", r.Table(ctx, notOver))
 }
 
 // keep leaves what happened in a directory, if the test failed.
@@ -211,27 +229,34 @@ type watcher struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 	looks  int
-	errs   []error
+	broken map[string]error // by rule: when it was first
 }
 
 // watchRules begins to ask for broken rules. A database that does not answer says nothing. verify ends it.
 func (r *rig) watchRules() {
 	const interval = time.Second / 2
 	ctx, cancel := context.WithCancel(r.T.Context())
-	w := &watcher{cancel: cancel, done: make(chan struct{})}
+	w := &watcher{cancel: cancel, done: make(chan struct{}), broken: map[string]error{}}
 	r.watcher = w
 	go func() {
 		defer close(w.done)
 		ticker := time.NewTicker(interval)
 		defer ticker.Stop()
 		for {
-			var broken *testbed.BrokenError
-			err := r.Broken(ctx, testbed.Rules())
-			switch {
-			case err == nil:
+			looks := 0
+			for _, rule := range r.rules {
+				var broken *testbed.BrokenError
+				err := r.Broken(ctx, []testbed.Rule{rule})
+				if err != nil && !errors.As(err, &broken) {
+					break
+				}
+				if err != nil && w.broken[rule.What] == nil {
+					w.broken[rule.What] = fmt.Errorf("%s after the beginning: %w", time.Since(r.began).Round(time.Millisecond), err)
+				}
+				looks++
+			}
+			if looks == len(r.rules) {
 				w.looks++
-			case errors.As(err, &broken):
-				w.errs = append(w.errs, fmt.Errorf("%s after the beginning: %w", time.Since(r.began).Round(time.Millisecond), err))
 			}
 			select {
 			case <-ctx.Done():
@@ -250,7 +275,7 @@ func (r *rig) stopWatching() {
 	}
 	r.watcher.cancel()
 	<-r.watcher.done
-	for _, err := range r.watcher.errs[:min(len(r.watcher.errs), 10)] {
+	for _, err := range r.watcher.broken {
 		r.T.Error(err)
 	}
 	run.tally.add(r.fault, "looks at the invariants meanwhile", int64(r.watcher.looks))

@@ -41,13 +41,18 @@ func newLine(t *testing.T, p *pod, database string) *line {
 // poison makes the line bad in one direction: "upstream" is to the database.
 func (l *line) poison(kind, stream string, attributes map[string]int) {
 	l.t.Helper()
+	if err := l.add(kind, stream, attributes); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// add is poison for any goroutine.
+func (l *line) add(kind, stream string, attributes map[string]int) error {
 	text, err := json.Marshal(map[string]any{"type": kind, "stream": stream, "attributes": attributes})
-	if err != nil {
-		l.t.Fatal(err)
+	if err == nil {
+		_, err = l.proxy.Toxics.AddToxicJson(bytes.NewReader(text))
 	}
-	if _, err := l.proxy.Toxics.AddToxicJson(bytes.NewReader(text)); err != nil {
-		l.t.Fatal(err)
-	}
+	return err
 }
 
 // cure makes the line good. Connections that lost something of what was said end.

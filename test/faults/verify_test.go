@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -24,17 +25,11 @@ const peace = 2 * time.Minute
 func (r *rig) verify() {
 	r.T.Helper()
 	quiet := time.Now()
-	r.Eventually(peace, "all claims have ended", func(ctx context.Context) error {
-		n, err := r.Number(ctx, "SELECT count(*) FROM claims WHERE state NOT IN ('Complete', 'Failed')")
-		if err == nil && n > 0 {
-			err = fmt.Errorf("%d have not", n)
-		}
-		return err
-	})
+	r.awaitEnds("all claims have ended")
 	r.T.Logf("all claims had ended %s after the last fault", time.Since(quiet).Round(time.Millisecond))
 	r.stopWatching()
 	r.Eventually(testbed.Patience, "nothing is held any more", func(ctx context.Context) error {
-		return r.Broken(ctx, append(testbed.Rules(), testbed.RulesAtRest()...))
+		return r.Broken(ctx, slices.Concat(r.rules, testbed.RulesAtRest()))
 	})
 	r.VerifyStatuses()
 	r.verifyWitness()
@@ -48,6 +43,27 @@ func (r *rig) verify() {
 	for _, event := range []string{"Finished", "Failed", "Lost", "Released", "Canceled"} {
 		run.tally.add(r.fault, "works that ended "+event, int64(r.Count("SELECT count(*) FROM work_history WHERE event = $1", event)))
 	}
+}
+
+// notOver is what is known of claims that are not over, and of the works that hold machines for them.
+const notOver = `
+SELECT c.claim_key, c.state, c.reason, c.message, COALESCE(o.session_runtime_info, 'nobody') AS owner, o.session_ended_at AS owner_ended, c.owner_epoch AS epoch,
+	c.active, c.succeeded, c.skipped, c.failed, c.completions, i.name AS machine, w.fence, w.step, s.session_runtime_info AS worker, w.started_at, s.session_ended_at AS worker_ended
+FROM claims c LEFT JOIN sessions o ON o.session_id = c.owner_session
+LEFT JOIN work w ON w.pool = c.pool AND w.claim_key = c.claim_key AND w.work_id IS NOT NULL
+LEFT JOIN machine_identities i ON i.machine_id = w.machine_id LEFT JOIN sessions s ON s.session_id = w.session_id
+WHERE c.state NOT IN ('Complete', 'Failed') ORDER BY c.claim_key, i.name LIMIT 30`
+
+// awaitEnds waits until all claims have come to their own end, and says where those are that do not (I8).
+func (r *rig) awaitEnds(what string) {
+	r.T.Helper()
+	r.Eventually(peace, what, func(ctx context.Context) error {
+		n, err := r.Number(ctx, "SELECT count(*) FROM claims WHERE state NOT IN ('Complete', 'Failed')")
+		if err == nil && n > 0 {
+			err = fmt.Errorf("%d have not (I8)", n)
+		}
+		return err
+	})
 }
 
 // verifyWitness holds what the machines have seen against the history: nothing is done to a machine after it was finished, and nothing that no

@@ -6,6 +6,7 @@ package faults_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,7 @@ func (r *rig) fleet(latency time.Duration, failurePercent int32) {
 	config := r.Simulated(provider, s)
 	config.Spec.Limits.Parallelism = ptr.To[int32](limit)
 	r.Create(config)
+	r.rules = slices.Concat(testbed.Rules(), testbed.RulesOfOneDatabase(), testbed.RulesOfLimits())
 }
 
 // limit is that of the provider: claims wait for each other at it.

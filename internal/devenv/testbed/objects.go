@@ -132,7 +132,8 @@ func (l *Lab) CreateFleet(provider string, machines ...string) {
 // AwaitRecorded waits until n machines of a provider show that the database knows them.
 func (l *Lab) AwaitRecorded(provider string, n int) {
 	l.T.Helper()
-	l.Eventually(Patience, "all machines are recorded", func(ctx context.Context) error {
+	const each = 50 * time.Millisecond
+	l.Eventually(max(Patience, time.Duration(n)*each), "all machines are recorded", func(ctx context.Context) error {
 		var list v1alpha1.MachineList
 		if err := l.Client.List(ctx, &list, client.InNamespace(l.Namespace)); err != nil {
 			return err

@@ -9,14 +9,16 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/google/uuid"
 )
 
-// rule is something that never happens: a query that finds where it did. It sees one moment.
-type rule struct{ What, Query string }
+// Rule is something that never happens: a query that finds where it did. It sees one moment.
+type Rule struct{ What, Query string }
 
 // Rules hold at any moment, whatever happens to operators.
-func Rules() []rule {
-	return []rule{
+func Rules() []Rule {
+	return []Rule{
 		{"two works hold one slot of a machine (I1)", `
 			SELECT machine_id, slot, count(*) FROM work WHERE work_id IS NOT NULL GROUP BY 1, 2 HAVING count(*) > 1`},
 		{"a work began before the one before it on the machine had ended (I1)", `
@@ -64,9 +66,32 @@ func Rules() []rule {
 	}
 }
 
+// RulesOfOneDatabase hold at any moment in a database whose rows are those that operators wrote: a copy that was written from a dump forgets
+// which transaction wrote what.
+func RulesOfOneDatabase() []Rule {
+	return []Rule{
+		{"a machine has what only the end of a finished work brings, and it was written by another transaction: by an end that was refused (I2, I4)", `
+			SELECT a.machine_id, a.agent_started_at, h.timestamp FROM machine_agent_started a
+			LEFT JOIN work_history h ON h.machine_id = a.machine_id AND h.event = 'Finished' AND h.process = 'AgentStart'
+			WHERE h.xmin::text IS DISTINCT FROM a.xmin::text`},
+	}
+}
+
+// RulesOfLimits hold at any moment while no limit is made or changed: a limit that is new counts what goes on, and that may end meanwhile.
+func RulesOfLimits() []Rule {
+	return []Rule{
+		{"a slot of a limit is taken by a work that is over (I4)", `
+			SELECT s.limit_id, s.n, h.machine_id, h.event FROM limit_slots s LEFT JOIN work_history h ON h.work_id = s.work_id AND h.phase = 1
+			WHERE s.work_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM work w WHERE w.work_id = s.work_id)`},
+		{"a work has no slot of the limit that it counts for (I7)", `
+			SELECT w.machine_id, w.provider, w.claim_key FROM work w JOIN limits l ON l.limit_id = 'provider/' || w.pool || '/' || w.provider
+			WHERE w.work_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM limit_slots s WHERE s.work_id = w.work_id)`},
+	}
+}
+
 // RulesAtRest hold when all claims are over.
-func RulesAtRest() []rule {
-	return []rule{
+func RulesAtRest() []Rule {
+	return []Rule{
 		{"a work is still open", "SELECT machine_id, process, claim_key FROM work WHERE work_id IS NOT NULL"},
 		{"a slot of a limit is not free", "SELECT limit_id, n, work_id FROM limit_slots WHERE work_id IS NOT NULL"},
 		{"a claim is complete without what it was to do, or not complete with it", `
@@ -95,7 +120,7 @@ func (e *BrokenError) Error() string {
 }
 
 // Broken returns an error that shows where rules are broken, a *BrokenError for each; any other error is one of the database. It is safe for concurrent use.
-func (l *Lab) Broken(ctx context.Context, rules []rule) error {
+func (l *Lab) Broken(ctx context.Context, rules []Rule) error {
 	var errs []error
 	for _, r := range rules {
 		rows, err := l.DB.Query(ctx, r.Query)
@@ -108,6 +133,11 @@ func (l *Lab) Broken(ctx context.Context, rules []rule) error {
 			if err != nil {
 				rows.Close()
 				return fmt.Errorf("ask whether %s: %w", r.What, err)
+			}
+			for i, v := range values {
+				if id, ok := v.([16]byte); ok {
+					values[i] = uuid.UUID(id)
+				}
 			}
 			found = append(found, fmt.Sprint(values))
 		}
@@ -125,7 +155,7 @@ func (l *Lab) Broken(ctx context.Context, rules []rule) error {
 const watchInterval = time.Second / 2
 
 // Watch asks for broken rules again and again until the returned function is called, which fails the test for all that was found.
-func (l *Lab) Watch(rules []rule) (stop func()) {
+func (l *Lab) Watch(rules []Rule) (stop func()) {
 	ctx, cancel := context.WithCancel(l.T.Context())
 	done := make(chan struct{})
 	var looks int

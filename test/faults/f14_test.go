@@ -99,13 +99,22 @@ func (r *rig) deleteDefinitions() {
 	for i := range list.Items {
 		r.Remove(&list.Items[i])
 	}
+	empty := map[string]time.Time{}
 	r.Eventually(2*time.Minute, "the definitions are gone", func(ctx context.Context) error {
 		for i := range list.Items {
 			there := &unstructured.Unstructured{}
 			there.SetGroupVersionKind(gvk)
-			if err := r.Client.Get(ctx, client.ObjectKeyFromObject(&list.Items[i]), there); !apierrors.IsNotFound(err) {
-				return errors.Join(err, fmt.Errorf("%s is there; what holds it up: %s", list.Items[i].GetName(), r.finalized(ctx)))
+			if err := r.Client.Get(ctx, client.ObjectKeyFromObject(&list.Items[i]), there); apierrors.IsNotFound(err) {
+				continue
+			} else if err != nil {
+				return err
 			}
+			left, err := r.objectsOf(ctx, there)
+			if err == nil && left == 0 {
+				err = r.remind(ctx, there, empty)
+			}
+			conditions, _, _ := unstructured.NestedSlice(there.Object, "status", "conditions")
+			return errors.Join(err, fmt.Errorf("%s is there, and has %d objects; what holds them up:%s; the API server says of it: %v", there.GetName(), left, r.finalized(ctx), conditions))
 		}
 		return nil
 	})
@@ -113,4 +122,40 @@ func (r *rig) deleteDefinitions() {
 	if err := r.Plane.InstallCRDs(ctx, "../../config/crd/bases"); err != nil {
 		r.T.Fatal(err)
 	}
+}
+
+// objectsOf is how many objects there are of a definition.
+func (r *rig) objectsOf(ctx context.Context, definition *unstructured.Unstructured) (int, error) {
+	kind, _, _ := unstructured.NestedString(definition.Object, "spec", "names", "kind")
+	var list unstructured.UnstructuredList
+	list.SetGroupVersionKind(v1alpha1.SchemeGroupVersion.WithKind(kind + "List"))
+	if err := r.Client.List(ctx, &list); client.IgnoreNotFound(err) != nil {
+		return 0, fmt.Errorf("list objects of %s: %w", definition.GetName(), err)
+	}
+	return len(list.Items), nil
+}
+
+// remind touches a definition whose objects have been gone for a while; empty is since when. What deletes definitions in the API server tries again at once
+// after an error, meets its own last write there, which its cache does not show yet, and then waits for an event that it leaves out, as only its own
+// write was in it: it comes back to the definition five minutes later. That is no concern of operators: they have let all objects go.
+func (r *rig) remind(ctx context.Context, definition *unstructured.Unstructured, empty map[string]time.Time) error {
+	const patience = 20 * time.Second // it looks every five
+	name := definition.GetName()
+	if empty[name].IsZero() {
+		empty[name] = time.Now()
+	}
+	if time.Since(empty[name]) < patience {
+		return nil
+	}
+	empty[name] = time.Now()
+	reminded := definition.DeepCopy()
+	annotations := reminded.GetAnnotations()
+	if annotations == nil {
+		annotations = map[string]string{}
+	}
+	annotations["faults/reminded"] = time.Now().UTC().Format(time.RFC3339)
+	reminded.SetAnnotations(annotations)
+	r.T.Logf("%s has no objects, and the API server has left it: %v", name, definition.Object["status"])
+	r.struck("definitions without objects that the API server was reminded of")
+	return client.IgnoreNotFound(r.Client.Patch(ctx, reminded, client.MergeFrom(definition)))
 }

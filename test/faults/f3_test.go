@@ -218,6 +218,7 @@ func (r *rig) survives(p *pod, d time.Duration, what string, begin, end func()) 
 	if err != nil {
 		r.T.Fatal(err)
 	}
+	r.awaitBeat(p, before, "before it is "+what) // what a busy machine took of its lease already says nothing
 	begin()
 	r.during(d)
 	end()

@@ -289,7 +289,14 @@ func TestRoundTrips(t *testing.T) {
 			return err
 		})
 		trips("a finish that only writes", one, func() error { return works[0].Finish(ctx, agentOf(ctx, works[0])) })
-		w := l.work(s, model.ProcessUnitTest1, machine)
+		var w *bmdb.Work
+		trips("a start in the general form that reads once", 2*one, func() (err error) {
+			w, err = s.Work(ctx, model.ProcessUnitTest1, func(q *model.Queries) ([]uuid.UUID, error) {
+				_, err := q.GetMachinesForAgentStart(ctx, 1)
+				return []uuid.UUID{machine}, err
+			})
+			return err
+		})
 		trips("a finish that is data", one, func() error {
 			return w.FinishData(ctx, bmdb.Outcome{AgentPublicKey: keyOf(w), HardwareReport: []byte("x")})
 		})

@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	pgxuuid "github.com/vgarvardt/pgx-google-uuid/v5"
 
 	"github.com/bmdb-dev/bmdb-operator/bmdb/migrations"
 )
@@ -193,6 +194,7 @@ func (c *Connection) newPool(ctx context.Context, size int32, durable bool) (*pg
 	params["lock_timeout"] = "5000"
 	params["idle_in_transaction_session_timeout"] = fmt.Sprint(max(c.lease.idle(), time.Second).Milliseconds())
 	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		pgxuuid.Register(conn.TypeMap()) // else they travel as text, each by way of database/sql
 		return dialectOf(conn).prepare(ctx, conn, durable)
 	}
 	return pgxpool.NewWithConfig(ctx, config)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/binary"
 	"math/rand/v2"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -29,7 +30,43 @@ type candidate struct {
 
 // walk is the way of a claim's owner over the ready machines of its providers: once around, from a random start, and then anew.
 type walk struct {
-	rounds map[string]*lap // by provider
+	laps   map[string]*lap  // by provider
+	stocks map[string]stock // by provider
+}
+
+// stock is what is left of the candidates that were read, for which there was no room. The start looks at each again.
+type stock struct {
+	left []candidate
+	read boottime
+}
+
+// stockLasts is for how long a stock is good enough to start from it without a look at what else there is.
+const stockLasts = time.Second
+
+// keep keeps for the next round what this one had no room for.
+func (w *walk) keep(provider string, left []candidate, read boottime) {
+	if w.stocks == nil {
+		w.stocks = map[string]stock{}
+	}
+	w.stocks[provider] = stock{left: left, read: read}
+}
+
+// take empties the stock of a provider.
+func (w *walk) take(provider string) stock {
+	s := w.stocks[provider]
+	delete(w.stocks, provider)
+	return s
+}
+
+// fresh returns sources of what is in stock and was read a moment ago.
+func (w *walk) fresh() (sources []source) {
+	for provider, s := range w.stocks {
+		if len(s.left) > 0 && now().sub(s.read) < stockLasts {
+			w.take(provider)
+			sources = append(sources, w.atOnce(provider, s.left, s.read))
+		}
+	}
+	return sources
 }
 
 // lap is one way around the machines of a provider, by their IDs.
@@ -37,7 +74,6 @@ type lap struct {
 	start, next uuid.UUID
 	wrapped     bool
 	over        bool
-	left        []candidate // of the last page, for which there was no room
 }
 
 var lastID = uuid.UUID{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
@@ -116,7 +152,7 @@ func (c *Connection) sources(ctx context.Context, spec *ClaimSpec, w *walk) ([]s
 		}
 		var sources []source
 		for provider, candidates := range byProvider {
-			sources = append(sources, atOnce(provider, candidates))
+			sources = append(sources, w.atOnce(provider, shuffled(candidates), now()))
 		}
 		return sources, nil
 	}
@@ -152,7 +188,7 @@ func (c *Connection) shape(ctx context.Context, spec *ClaimSpec, w *walk) (sourc
 	}
 	if ready <= narrow {
 		found, err := c.candidates(ctx, "CandidatesReady", sqlCandidatesReady, append(spec.selectionArgs(), narrow+1))
-		return atOnce(spec.Provider, found), err
+		return w.atOnce(spec.Provider, shuffled(found), now()), err
 	}
 	label, value, err := c.narrowest(ctx, spec)
 	if err != nil {
@@ -160,20 +196,26 @@ func (c *Connection) shape(ctx context.Context, spec *ClaimSpec, w *walk) (sourc
 	}
 	if label != "" {
 		found, err := c.candidates(ctx, "CandidatesByLabel", sqlCandidatesByLabel, append(spec.selectionArgs(), label, value, narrow+1))
-		return atOnce(spec.Provider, found), err
+		return w.atOnce(spec.Provider, shuffled(found), now()), err
 	}
-	if w.rounds == nil {
-		w.rounds = map[string]*lap{}
+	if w.laps == nil {
+		w.laps = map[string]*lap{}
 	}
-	l := w.rounds[spec.Provider]
-	if l == nil || l.over && len(l.left) == 0 {
+	l := w.laps[spec.Provider]
+	if l == nil || l.over && len(w.stocks[spec.Provider].left) == 0 {
 		l = newLap()
-		w.rounds[spec.Provider] = l
+		w.laps[spec.Provider] = l
 	}
+	read := now()
 	return source{
 		provider: spec.Provider,
-		next:     func(ctx context.Context) ([]candidate, bool, error) { return c.page(ctx, spec, l) },
-		putBack:  func(left []candidate) { l.left = left },
+		next: func(ctx context.Context) ([]candidate, bool, error) {
+			if s := w.take(spec.Provider); len(s.left) > 0 {
+				return s.left, !l.over, nil
+			}
+			return c.page(ctx, spec, l)
+		},
+		putBack: func(left []candidate) { w.keep(spec.Provider, left, read) },
 	}, nil
 }
 
@@ -210,25 +252,26 @@ func (c *Connection) candidates(ctx context.Context, name, sql string, args []an
 	return found, err
 }
 
-// atOnce is a source that has everything, from a random place on, so that those who found the same do not begin with the same.
-func atOnce(provider string, found []candidate) source {
+// shuffled begins at a random place, so that those who found the same do not begin with the same.
+func shuffled(found []candidate) []candidate {
 	if len(found) > 1 {
 		i := rand.IntN(len(found))
 		found = append(append(make([]candidate, 0, len(found)), found[i:]...), found[:i]...)
 	}
+	return found
+}
+
+// atOnce is a source that has everything that it will have.
+func (w *walk) atOnce(provider string, found []candidate, read boottime) source {
 	return source{
 		provider: provider,
 		next:     func(context.Context) ([]candidate, bool, error) { return found, false, nil },
-		putBack:  func([]candidate) {},
+		putBack:  func(left []candidate) { w.keep(provider, left, read) },
 	}
 }
 
 // page reads the next page of a lap. Its hits may be none where there is more.
 func (c *Connection) page(ctx context.Context, spec *ClaimSpec, l *lap) (hits []candidate, more bool, err error) {
-	if len(l.left) > 0 {
-		hits, l.left = l.left, nil
-		return hits, !l.over, nil
-	}
 	if l.over {
 		return nil, false, nil
 	}

@@ -38,30 +38,50 @@ func (s *Session) claimRound(ctx context.Context, claim *OwnedClaim, free int) (
 	if room <= 0 {
 		return nil, ErrNothingToDo
 	}
+	// What is left of the last look comes first; what else there is need not be looked at for as long as it lasts.
+	works, _, err := s.startFromAll(ctx, claim, claim.walk.fresh(), room)
+	room -= int64(len(works))
+	if err != nil || room <= 0 {
+		return works, errUnless(works, err)
+	}
 	sources, err := s.conn.sources(ctx, &r.spec, &claim.walk)
 	if err != nil {
-		return nil, err
+		return works, errUnless(works, err)
 	}
-	sources = slices.DeleteFunc(sources, func(s source) bool { return !claim.mayUse(s.provider) })
-	var works []*Work
-	everywhere := true
+	more, everywhere, err := s.startFromAll(ctx, claim, sources, room)
+	works = append(works, more...)
+	if err == nil && len(works) == 0 && everywhere {
+		return nil, ErrNothingToDo
+	}
+	return works, errUnless(works, err)
+}
+
+// errUnless is an error unless works were started: these count, and the next round meets the error again.
+func errUnless(works []*Work, err error) error {
+	if len(works) > 0 {
+		return nil
+	}
+	return err
+}
+
+// startFromAll starts up to room works from sources, one after the other. everywhere tells that none of them has more.
+func (s *Session) startFromAll(ctx context.Context, claim *OwnedClaim, sources []source, room int64) (works []*Work, everywhere bool, err error) {
+	everywhere = true
 	for _, src := range sources {
 		if room <= 0 {
-			break
+			return works, false, nil
+		}
+		if !claim.mayUse(src.provider) {
+			continue
 		}
 		got, all, err := s.startFrom(ctx, claim, src, room)
 		works, room = append(works, got...), room-int64(len(got))
-		if err != nil && len(works) == 0 {
-			return nil, err
-		} else if err != nil {
-			break // what was started counts; the next round meets the error again
+		if err != nil {
+			return works, false, err
 		}
 		everywhere = everywhere && all
 	}
-	if len(works) == 0 && everywhere {
-		return nil, ErrNothingToDo
-	}
-	return works, nil
+	return works, everywhere, nil
 }
 
 func (c *OwnedClaim) mayUse(provider string) bool {
@@ -92,8 +112,8 @@ func (s *Session) startFrom(ctx context.Context, claim *OwnedClaim, src source, 
 			return works, false, err
 		}
 		for len(found) > 0 && room > 0 {
-			// Twice as many as there is room for: some will be locked, or not eligible any more.
-			batch := found[:min(int64(len(found)), max(2*room, 16), pageSize)]
+			// Some more than there is room for: one or the other will be locked, or not eligible any more. Each is locked for the others.
+			batch := found[:min(int64(len(found)), room+room/8+1, pageSize)]
 			found = found[len(batch):]
 			got, err := s.startBatchFor(ctx, claim, src.provider, batch, room)
 			works, room = append(works, got...), room-int64(len(got))

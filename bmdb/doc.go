@@ -38,7 +38,7 @@
 // # Order
 //
 // Every transaction that starts or ends work, holds, or changes a fact about a machine first writes the machine's machine_state row
-// (rev = rev + 1). That row is the machine's mutex, its change feed, and, after a start, the fencing number for hardware. Locks are taken in
+// (rev = rev + 1); where ends are data, at READ COMMITTED, it first locks that row, and writes it with the facts that it recomputes. That row is the machine's mutex, its change feed, and, after a start, the fencing number for hardware. Locks are taken in
 // this order, each by ascending key: sessions, providers, machine_state, work, tags, claims, limit slots. A start locks its claim first and after it only
 // what it can skip (SKIP LOCKED), so the two orders cannot meet in a cycle. What a closure does in another order may deadlock; the
 // database breaks it and the loop tries again.
@@ -78,8 +78,8 @@
 //
 // # Eligibility
 //
-// A process is a row: facts that it requires and forbids, tags that its success sets and clears. That predicate stands in one place
-// (eligibleNow, eligibleLater), of which the recompute, the starts, explanation and gauges are made. Time takes part as a fact that comes
+// A process is a row: facts that it requires and forbids, tags that its success sets and clears, as they were when the work began: a start
+// hands them to the work. That predicate stands in one place (eligibleNow, eligibleLater), of which the recompute, the starts, explanation and gauges are made. Time takes part as a fact that comes
 // (AgentUnresponsive), and as not_before of a row that waits. A start from the ready index evaluates the predicate again on
 // the locked rows: a ready row that is out of date starts nothing. The general form (Session.Work) leaves the predicate to its
 // caller, but not the hold, the slot and the limit.

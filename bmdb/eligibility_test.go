@@ -40,7 +40,7 @@ func TestTwoConcurrentTagChangesDoNotPark(t *testing.T) {
 	operation := map[string]string{"closure": "transact", "data": "end", "finish": "finish"}
 	for first, change1 := range changes {
 		for second, change2 := range changes {
-			for _, statement := range []string{"RecomputeFacts", "RecomputeWork", "COMMIT"} {
+			for _, statement := range []string{"Recompute", "COMMIT"} {
 				what := fmt.Sprintf("%s stopped before %s, %s", first, statement, second)
 				machine := provided(t, s2, what)
 				w1, w2 := l.work(s1, "left", machine), l.work(s2, "right", machine)

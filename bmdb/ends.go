@@ -27,6 +27,9 @@ type endRequest struct {
 	backoff int64 // period to record, in seconds; 0: none
 	delay   int64 // for how long the machine is left alone, in seconds
 	outcome Outcome
+	sets    []string // tags that success sets and clears
+	clears  []string
+	free    bool // it was started for no claim; false where that is not known
 	again   bool // it was tried before, and may have succeeded
 
 	done chan endVerdict // for those that wait for the group
@@ -214,25 +217,20 @@ func (c *Connection) end(ctx context.Context, op, actor string, group []*endRequ
 	return won, err
 }
 
-// endOnce commits ends once. Members that were tried before are looked at before anything is written in their name: their facts may be
-// there already, and changed by others since.
+// endOnce commits ends once. What follows from who won, tags and the counts of claims, is written after that is known: it costs a second round
+// trip where there is any, with the machines locked and the claims not yet.
 func (c *Connection) endOnce(ctx context.Context, op, actor string, group []*endRequest) (map[uuid.UUID]string, error) {
 	var won map[uuid.UUID]string
 	machines := machinesOf(group)
-	again := slices.ContainsFunc(group, func(r *endRequest) bool { return r.again })
 	err := c.transact(ctx, op, func(ctx context.Context, tx *Tx) error {
-		won = make(map[uuid.UUID]string, len(group))
-		tx.lockMachines(machines...)
-		queueEnds(tx, actor, group, func(work uuid.UUID, event string) { won[work] = event })
-		members := group
-		if again {
-			if err := tx.flush(ctx); err != nil {
-				return err
-			}
-			members = slices.DeleteFunc(slices.Clone(group), func(r *endRequest) bool { return won[r.work] == "" })
+		tx.queue("LockMachines", sqlLockForEnds, machines)
+		ended, err := endWorks(ctx, tx, actor, group)
+		if err != nil {
+			return err
 		}
-		queueOutcomes(tx, members)
-		tx.recompute(machines)
+		tx.recompute(machines, 1)
+		ended.queueCounts(tx)
+		won = ended.won
 		return nil
 	})
 	return won, err
@@ -247,65 +245,115 @@ func machinesOf(group []*endRequest) []uuid.UUID {
 	return slices.Compact(ids)
 }
 
-// queueEnds queues the ends of works. won, if not nil, is called for each that held its lock.
-func queueEnds(tx *Tx, actor string, group []*endRequest, won func(work uuid.UUID, event string)) {
+// ended are the works of a group that held their lock. Where nothing follows from that it is filled in when the transaction commits.
+type ended struct {
+	won    map[uuid.UUID]string // events by work
+	counts countsOfClaims
+}
+
+// countsOfClaims are works that ended for claims, as the arrays of a statement.
+type countsOfClaims struct {
+	machines, works             []uuid.UUID
+	pools, keys, events, causes []string
+}
+
+func (e *ended) scan(row pgx.Rows) error {
+	var machine, work uuid.UUID
+	var event, pool, key, cause string
+	if err := row.Scan(&machine, &work, &event, &pool, &key, &cause); err != nil {
+		return err
+	}
+	e.won[work] = event
+	if c := &e.counts; key != "" {
+		c.machines, c.works = append(c.machines, machine), append(c.works, work)
+		c.pools, c.keys, c.events, c.causes = append(c.pools, pool), append(c.keys, key), append(c.events, event), append(c.causes, cause)
+	}
+	return nil
+}
+
+// queueCounts queues what the ends mean for their claims.
+func (e *ended) queueCounts(tx *Tx) {
+	if c := &e.counts; len(c.works) > 0 {
+		tx.queue("CountEnds", sqlCountEnds, c.machines, c.works, c.pools, c.keys, c.events, c.causes)
+	}
+}
+
+// endWorks ends works, with the facts that they bring and the tags that their success sets and clears. The machines are locked. The caller has
+// to recompute them, and then to queue the counts.
+func endWorks(ctx context.Context, tx *Tx, actor string, group []*endRequest) (*ended, error) {
+	e := &ended{won: make(map[uuid.UUID]string, len(group))}
+	queueEnds(tx, actor, group, e.scan)
+	if !slices.ContainsFunc(group, (*endRequest).hasConsequences) {
+		return e, nil
+	}
+	if err := tx.flush(ctx); err != nil {
+		return nil, err
+	}
+	queueTags(tx, group, e.won)
+	return e, nil
+}
+
+// hasConsequences tells that there is more to write if the work still holds its lock.
+func (r *endRequest) hasConsequences() bool { return !r.free || len(r.sets)+len(r.clears) > 0 }
+
+// queueEnds queues the ends of works, with the facts that they bring. won is given a row for each that held its lock.
+func queueEnds(tx *Tx, actor string, group []*endRequest, won func(row pgx.Rows) error) {
 	n := len(group)
 	machines, works := make([]uuid.UUID, n), make([]uuid.UUID, n)
 	processes, events, causes := make([]string, n), make([]string, n), make([]string, n)
 	periods, delays := make([]int64, n), make([]int64, n)
+	keys, reports := make([][]byte, n), make([][]byte, n)
+	free, facts := true, false
 	for i, r := range group {
 		machines[i], works[i], processes[i], events[i], causes[i] = r.machine, r.work, r.process, r.event, bounded(r.cause)
 		periods[i], delays[i] = r.backoff, r.delay
+		keys[i], reports[i] = r.outcome.AgentPublicKey, r.outcome.HardwareReport
+		free = free && r.free
+		facts = facts || keys[i] != nil || reports[i] != nil
 	}
-	tx.queueRows("EndWorks", sqlEnd, []any{machines, processes, works, events, causes, periods, delays, actor}, func(row pgx.Rows) error {
-		var work uuid.UUID
-		var event string
-		if err := row.Scan(&work, &event); err != nil {
-			return err
-		}
-		if won != nil {
-			won(work, event)
-		}
-		return nil
-	})
+	args := []any{machines, processes, works, events, causes, periods, delays, actor}
+	if facts {
+		args = append(args, keys, reports)
+	}
+	sql := sqlEndsInClaims
+	switch {
+	case free && facts:
+		sql = sqlEndsFreeWithFacts
+	case free:
+		sql = sqlEndsFree
+	case facts:
+		sql = sqlEndsInClaimsWithFacts
+	}
+	tx.queueRows("EndWorks", sql, args, won)
 }
 
-// queueOutcomes queues the facts that ends bring, after the ends themselves: members that were refused bring none.
-func queueOutcomes(tx *Tx, group []*endRequest) {
-	var agents, reports, finished outcomes
+// queueTags queues the tags that successes set and clear.
+func queueTags(tx *Tx, group []*endRequest, won map[uuid.UUID]string) {
+	var sets, clears tagsOfEnds
 	for _, r := range group {
-		if r.event != EventFinished {
-			continue
-		}
-		finished.add(r, nil)
-		if r.outcome.AgentPublicKey != nil {
-			agents.add(r, r.outcome.AgentPublicKey)
-		}
-		if r.outcome.HardwareReport != nil {
-			reports.add(r, r.outcome.HardwareReport)
+		if won[r.work] == EventFinished {
+			sets.add(r.machine, r.sets)
+			clears.add(r.machine, r.clears)
 		}
 	}
-	if len(agents.works) > 0 {
-		tx.queue("SetAgents", sqlSetAgents, agents.machines, agents.works, agents.values)
-		tx.queue("DropHeartbeats", sqlDropHeartbeats, agents.machines, agents.works)
+	if len(sets.tags) > 0 {
+		tx.queue("SetTags", sqlSetTags, sets.machines, sets.tags)
 	}
-	if len(reports.works) > 0 {
-		tx.queue("SetReports", sqlSetReports, reports.machines, reports.works, reports.values)
-	}
-	if len(finished.works) > 0 {
-		tx.queue("SetTags", sqlSetTags, finished.machines, finished.works)
-		tx.queue("ClearTags", sqlClearTags, finished.machines, finished.works)
+	if len(clears.tags) > 0 {
+		tx.queue("ClearTags", sqlClearTags, clears.machines, clears.tags)
 	}
 }
 
-// outcomes are values that works bring, as the arrays of a statement.
-type outcomes struct {
-	machines, works []uuid.UUID
-	values          [][]byte
+// tagsOfEnds are tags of machines, as the arrays of a statement.
+type tagsOfEnds struct {
+	machines []uuid.UUID
+	tags     []string
 }
 
-func (o *outcomes) add(r *endRequest, value []byte) {
-	o.machines, o.works, o.values = append(o.machines, r.machine), append(o.works, r.work), append(o.values, value)
+func (o *tagsOfEnds) add(machine uuid.UUID, tags []string) {
+	for _, tag := range tags {
+		o.machines, o.tags = append(o.machines, machine), append(o.tags, tag)
+	}
 }
 
 // maxCause bounds what is kept of a cause: it is shown to people in statuses.

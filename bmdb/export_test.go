@@ -92,7 +92,7 @@ func (c *Connection) Reevaluate(ctx context.Context, machines ...uuid.UUID) erro
 
 // CopyWork returns a work that does not know what happens to the other.
 func CopyWork(w *Work) *Work {
-	c := w.session.newWork(started{Machine: w.Machine, ID: w.id, Fence: w.fence, Attempt: w.attempt}, w.process, w.pool, w.provider, w.claimKey, w.begun, 0)
+	c := w.session.newWork(started{Machine: w.Machine, ID: w.id, Pool: w.pool, Provider: w.provider, Fence: w.fence, Attempt: w.attempt, Sets: w.sets, Clears: w.clears}, w.process, w.claimKey, w.begun, 0)
 	w.tried.Store(true)
 	return c
 }
@@ -139,4 +139,19 @@ func (c *Connection) PlansMade(ctx context.Context) (generic, custom int64, err 
 	}
 	err = c.pool.QueryRow(ctx, "SELECT COALESCE(sum(generic_plans), 0)::bigint, COALESCE(sum(custom_plans), 0)::bigint FROM pg_prepared_statements WHERE statement NOT LIKE '%set_config%'").Scan(&generic, &custom)
 	return generic, custom, err
+}
+
+// RowsTouched are how many rows of tables the only connection of the pool has read and written since it was made. CockroachDB does not count
+// them: then ok is false.
+func (c *Connection) RowsTouched(ctx context.Context) (read, written int64, ok bool, err error) {
+	if c.dialect == cockroach {
+		return 0, 0, false, nil
+	}
+	// What a connection has counted is not to be seen before it was flushed, which happens once a second, or now.
+	if _, err := c.pool.Exec(ctx, "SELECT pg_stat_force_next_flush()"); err != nil {
+		return 0, 0, false, err
+	}
+	err = c.pool.QueryRow(ctx, `SELECT COALESCE(sum(seq_tup_read + idx_tup_fetch), 0)::bigint, COALESCE(sum(n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint
+		FROM pg_stat_user_tables`).Scan(&read, &written)
+	return read, written, true, err
 }

@@ -115,7 +115,7 @@ func (c *Connection) fillPage(ctx context.Context) (more bool, err error) {
 			return err
 		}
 		if len(page) > 0 {
-			tx.queue("RecomputeWork", sqlRecomputeWork, page, process)
+			tx.queue("RecomputeProcess", sqlRecomputeProcess, page, process)
 			tx.queue("FillReached", sqlFillReached, pool, process, page[len(page)-1])
 		}
 		if len(page) < fillPage {

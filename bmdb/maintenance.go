@@ -223,7 +223,7 @@ func (c *Connection) reevaluate(ctx context.Context, op string, ids []uuid.UUID)
 		if err := tx.flush(ctx); err != nil {
 			return err
 		}
-		tx.recompute(locked)
+		tx.recompute(locked, 0)
 		return nil
 	})
 }

@@ -92,40 +92,39 @@ func (r *recorder) lockFound(ctx context.Context, name string, m model.Mutation,
 
 // Query implements model.DBTX for queries that read, after what is queued.
 func (r *recorder) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	if err := r.before(ctx, sql); err != nil {
-		return nil, err
-	}
-	return r.tx.conn.Query(ctx, sql, args...)
+	return r.tx.query(ctx, queryName(sql), sql, args)
 }
 
 // QueryRow implements model.DBTX for queries that read, after what is queued.
 func (r *recorder) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
-	if err := r.before(ctx, sql); err != nil {
-		return failedRow{err}
-	}
-	return r.tx.conn.QueryRow(ctx, sql, args...)
+	rows, err := r.Query(ctx, sql, args...)
+	return onlyRow{rows, err}
 }
 
-// before makes sure that the transaction is open and sees its own writes.
-func (r *recorder) before(ctx context.Context, sql string) error {
-	if !r.tx.begun && len(r.tx.pending) == 0 {
-		r.tx.queue("SELECT 1", "SELECT 1")
+// onlyRow is the first of some rows.
+type onlyRow struct {
+	rows pgx.Rows
+	err  error
+}
+
+// Scan implements pgx.Row.
+func (o onlyRow) Scan(dest ...any) error {
+	if o.err != nil {
+		return o.err
 	}
-	if err := r.tx.flush(ctx); err != nil {
-		return err
-	}
-	if r.tx.hook != nil {
-		if err := r.tx.hook(ctx, Boundary{Operation: r.tx.op, Statement: queryName(sql), Index: r.tx.index}); err != nil {
+	defer o.rows.Close()
+	if !o.rows.Next() {
+		if err := o.rows.Err(); err != nil {
 			return err
 		}
-		r.tx.index++
+		return pgx.ErrNoRows
 	}
-	return nil
+	if err := o.rows.Scan(dest...); err != nil {
+		return err
+	}
+	o.rows.Close()
+	return o.rows.Err()
 }
-
-type failedRow struct{ err error }
-
-func (f failedRow) Scan(...any) error { return f.err }
 
 // queryName returns the name that sqlc wrote into a query: "-- name: Name :kind".
 func queryName(sql string) string {
@@ -146,18 +145,21 @@ func (tx *Tx) lockMachines(ids ...uuid.UUID) {
 			fresh = append(fresh, id)
 		}
 	}
-	if len(fresh) > 0 {
+	switch len(fresh) {
+	case 0:
+	case 1:
+		tx.queue("LockMachines", sqlLockMachine, fresh[0])
+	default:
 		tx.queue("LockMachines", sqlLockMachines, fresh)
 	}
 }
 
-// recompute queues the evaluation of the machines: first their facts, then, in a later statement, their work rows.
-func (tx *Tx) recompute(ids []uuid.UUID) {
-	if len(ids) == 0 {
-		return
+// recompute queues the evaluation of the machines: their facts, and what work they need by these. It adds revise, 0 or 1, to their revisions: 1 where
+// their mutexes were only locked.
+func (tx *Tx) recompute(ids []uuid.UUID, revise int64) {
+	if len(ids) > 0 {
+		tx.queue("Recompute", sqlRecompute, ids, revise)
 	}
-	tx.queue("RecomputeFacts", sqlRecomputeFacts, ids)
-	tx.queue("RecomputeWork", sqlRecomputeWork, ids, "")
 }
 
 // recomputeTouched queues the evaluation of every machine that the transaction has touched, by ascending ID.
@@ -167,7 +169,7 @@ func (tx *Tx) recomputeTouched() {
 		ids = append(ids, id)
 	}
 	slices.SortFunc(ids, compareIDs)
-	tx.recompute(ids)
+	tx.recompute(ids, 0)
 }
 
 func compareIDs(a, b uuid.UUID) int { return slices.Compare(a[:], b[:]) }

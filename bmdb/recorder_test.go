@@ -227,3 +227,44 @@ func TestNewMachineIsTheSameInEveryAttempt(t *testing.T) {
 		t.Errorf("%d runs, %v", runs, err)
 	}
 }
+
+// A closure may make of an error what it likes: what the database did not allow is not committed.
+func TestSwallowedGate(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	s := l.session(bmdb.WithoutBeat())
+	machine := provided(t, s, "1")
+	l.expire(s.UUID)
+	err := s.Transact(t.Context(), func(q *model.Queries) error {
+		if _, err := q.GetMachinesForAgentStart(t.Context(), 1); err == nil {
+			t.Error("read under a session that is over")
+		}
+		return q.MachineSetTag(t.Context(), model.MachineSetTagParams{MachineID: machine, Tag: "late"})
+	})
+	if !errors.Is(err, bmdb.ErrSessionExpired) {
+		t.Errorf("got %v, want that the session has expired", err)
+	}
+	if n := l.int("SELECT count(*) FROM machine_tags"); n != 0 {
+		t.Error("it was committed")
+	}
+}
+
+// A retriever may write. What it wrote, and what the machine needs by that, is committed with the start.
+func TestRetrieverThatWrites(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	s := l.session(bmdb.WithoutBeat())
+	l.process("Audit", "Audit", []string{"suspect"}, nil, nil, nil)
+	machine := provided(t, s, "1")
+	w, err := s.Work(t.Context(), model.ProcessUnitTest1, func(q *model.Queries) ([]uuid.UUID, error) {
+		return []uuid.UUID{machine}, q.MachineSetTag(t.Context(), model.MachineSetTagParams{MachineID: machine, Tag: "suspect"})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := l.state(machine, "Audit"); got != ready {
+		t.Errorf("the machine needs an audit, and its row is in state %d", got)
+	}
+	w.Cancel(t.Context())
+	checkInvariants(t, l.db, machine)
+}

@@ -29,11 +29,13 @@ func (s *Session) Work(ctx context.Context, process model.Process, fn func(q *mo
 		return nil, ErrSessionExpired
 	}
 	id, made := uuid.New(), s.conn.newMadeMachines()
-	var got started
-	var pool, provider string
+	var got []started
 	begun := now()
-	err := s.conn.transactAt(ctx, "start", repeatableRead, func(ctx context.Context, tx *Tx) error {
-		got = started{}
+	// Usually the first machine can be had: then its start and COMMIT are one round trip, and who must not start it finds that nothing was.
+	// Where that is so, or where fn writes, a transaction tries all machines and sees each verdict.
+	first := true
+	start := func(ctx context.Context, tx *Tx) error {
+		got = nil
 		s.queueGate(tx)
 		machines, err := fn(model.New(newRecorder(tx, made)))
 		if err != nil {
@@ -46,72 +48,82 @@ func (s *Session) Work(ctx context.Context, process model.Process, fn func(q *mo
 			return err
 		}
 		begun = now()
-		got, pool, provider, err = s.startFirst(ctx, tx, id, string(process), machines)
-		if err == nil {
-			tx.recomputeTouched()
+		if first && len(tx.touched) == 0 {
+			s.queueStart(tx, id, string(process), machines[0], &got)
+			return nil
 		}
-		return err
-	})
+		if err := s.startFirst(ctx, tx, id, string(process), machines, &got); err != nil {
+			return err
+		}
+		tx.recomputeTouched()
+		return nil
+	}
+	err := s.conn.transactAt(ctx, "start", repeatableRead, start)
+	if err == nil && len(got) == 0 {
+		first = false
+		err = s.conn.transactAt(ctx, "start", repeatableRead, start)
+	}
 	if errors.Is(err, ErrAmbiguous) {
 		got, err = s.readBackStart(ctx, id, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", process, err)
 	}
-	return s.newWork(got, string(process), pool, provider, "", begun, 0), nil
+	return s.newWork(got[0], string(process), "", begun, 0), nil
+}
+
+// queueStart queues the start of work on a machine, which is appended to got if it may be.
+func (s *Session) queueStart(tx *Tx, id uuid.UUID, process string, machine uuid.UUID, got *[]started) {
+	tx.queueRows("StartOne", sqlStartOne, []any{machine, process, id, s.UUID, int64(0), s.actor()}, scanStarted(got))
+}
+
+func scanStarted(got *[]started) func(row pgx.Rows) error {
+	return func(row pgx.Rows) error {
+		r, err := pgx.RowToStructByPos[started](row)
+		*got = append(*got, r)
+		return err
+	}
 }
 
 // startFirst tries the machines in their order.
-func (s *Session) startFirst(ctx context.Context, tx *Tx, id uuid.UUID, process string, machines []uuid.UUID) (got started, pool, provider string, err error) {
+func (s *Session) startFirst(ctx context.Context, tx *Tx, id uuid.UUID, process string, machines []uuid.UUID, got *[]started) error {
 	conflict, reason := false, ""
 	for _, machine := range machines {
-		found := false
-		tx.queueRows("StartOne", sqlStartOne, []any{machine, process, id, s.UUID, int64(0), s.actor()}, func(row pgx.Rows) error {
-			found = true
-			got = started{Machine: machine, ID: id}
-			return row.Scan(&pool, &provider, &got.Fence, &got.Attempt, &got.BackoffSeconds, &got.Checkpoint)
-		})
-		if err := tx.flush(ctx); err != nil {
-			return got, "", "", err
-		}
-		if found {
-			return got, pool, provider, nil
+		s.queueStart(tx, id, process, machine, got)
+		if err := tx.flush(ctx); err != nil || len(*got) > 0 {
+			return err
 		}
 		tx.queueRows("WhyNotStarted", sqlWhyNotStarted, []any{machine, process}, func(row pgx.Rows) error { return row.Scan(&reason) })
 		if err := tx.flush(ctx); err != nil {
-			return got, "", "", err
+			return err
 		}
 		switch reason {
 		case "NoSuchProcess":
-			return got, "", "", fmt.Errorf("process %q is not registered in the pool of machine %s: register it first", process, machine)
+			return fmt.Errorf("process %q is not registered in the pool of machine %s: register it first", process, machine)
 		case "Locked":
 			conflict = true
 		}
 	}
 	if conflict {
-		return got, "", "", ErrWorkConflict
+		return ErrWorkConflict
 	}
-	return got, "", "", &NotStartedError{Machine: machines[len(machines)-1], Reason: reason}
+	return &NotStartedError{Machine: machines[len(machines)-1], Reason: reason}
 }
 
-func (s *Session) readBackStart(ctx context.Context, id uuid.UUID, cause error) (started, error) {
+func (s *Session) readBackStart(ctx context.Context, id uuid.UUID, cause error) ([]started, error) {
 	rows, err := s.worksStarted(ctx, []uuid.UUID{id})
 	switch {
 	case err != nil:
-		return started{}, errors.Join(cause, err)
+		return nil, errors.Join(cause, err)
 	case len(rows) == 0:
 		// A start that arrives later still is found by a beat, and released.
-		return started{}, cause
+		return nil, cause
 	}
-	return rows[0], nil
+	return rows, nil
 }
 
 func (s *Session) worksStarted(ctx context.Context, ids []uuid.UUID) (rows []started, err error) {
-	err = s.conn.read(ctx, "WorksStarted", sqlWorksStarted, []any{s.UUID, ids}, func() { rows = nil }, func(row pgx.Rows) error {
-		r, err := pgx.RowToStructByPos[started](row)
-		rows = append(rows, r)
-		return err
-	})
+	err = s.conn.read(ctx, "WorksStarted", sqlWorksStarted, []any{s.UUID, ids}, func() { rows = nil }, scanStarted(&rows))
 	return rows, err
 }
 
@@ -137,11 +149,6 @@ type ClaimRef struct {
 	Key   string
 	Epoch int64
 }
-
-var (
-	sqlStartBatchFree  = fmt.Sprintf(sqlStartBatch, roomOfNobody, "")
-	sqlStartBatchClaim = fmt.Sprintf(sqlStartBatch, roomOfClaim, countInClaim)
-)
 
 // StartBatch starts works on up to Limit of the candidates, in one statement: those that nobody holds or works on, whose predicate is
 // true at that moment, that are not backed off, and as far as the limits of the provider and of the claim go. An empty result is no
@@ -169,11 +176,7 @@ func (s *Session) StartBatch(ctx context.Context, r StartRequest) ([]*Work, erro
 	}
 	var rows []started
 	begun := now()
-	err := s.conn.autocommit(ctx, "start", "StartBatch", sql, args, func() { rows, begun = nil, now() }, func(row pgx.Rows) error {
-		r, err := pgx.RowToStructByPos[started](row)
-		rows = append(rows, r)
-		return err
-	})
+	err := s.conn.autocommit(ctx, "start", "StartBatch", sql, args, func() { rows, begun = nil, now() }, scanStarted(&rows))
 	if errors.Is(err, ErrAmbiguous) {
 		var readErr error
 		if rows, readErr = s.worksStarted(ctx, ids); readErr == nil {
@@ -185,7 +188,7 @@ func (s *Session) StartBatch(ctx context.Context, r StartRequest) ([]*Work, erro
 	}
 	works := make([]*Work, len(rows))
 	for i, row := range rows {
-		works[i] = s.newWork(row, r.Process, r.Pool, r.Provider, key, begun, r.Timeout)
+		works[i] = s.newWork(row, r.Process, key, begun, r.Timeout)
 	}
 	return works, nil
 }

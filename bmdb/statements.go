@@ -5,7 +5,7 @@ package bmdb
 
 // This file holds the statements of the protocol, which sqlc cannot type: sets of works as arrays, several tables in one statement.
 // They are one text for both databases. Rules: one mutation of a table in a statement; rows of machine_state are locked or written
-// before everything that depends on them, by ascending machine; nothing but sqlRecomputeWork writes the states ready and waiting.
+// before everything that depends on them, by ascending machine; nothing but sqlRecompute and sqlRecomputeProcess write the states ready and waiting.
 
 // forever is the end of a hold that has none. (infinity is not the same on both databases.)
 const forever = "'9999-12-31 00:00:00+00'::timestamptz"
@@ -58,11 +58,19 @@ const (
 WITH locked AS (SELECT machine_id FROM machine_state WHERE machine_id = ANY($1) ORDER BY machine_id FOR UPDATE)
 UPDATE machine_state m SET rev = m.rev + 1 FROM locked WHERE m.machine_id = locked.machine_id`
 
-	// sqlRecomputeFacts derives the facts of machines from their tags. It runs under the machines' mutexes.
-	sqlRecomputeFacts = `
-WITH tags AS (
-    SELECT s.machine_id,
-        COALESCE(pr.provider, '') AS provider,
+	// sqlLockMachine is sqlLockMachines for one, which has no order.
+	sqlLockMachine = "UPDATE machine_state SET rev = rev + 1 WHERE machine_id = $1"
+
+	// sqlLockForEnds takes the mutexes of machines whose works end, which the recompute of the same transaction writes. It is for transactions at
+	// READ COMMITTED, where a lock is as good as a write.
+	sqlLockForEnds = "SELECT machine_id FROM machine_state WHERE machine_id = ANY($1) ORDER BY machine_id FOR UPDATE"
+
+	// sqlRecompute derives the facts of machines from their tags, and evaluates the predicate of every process over them that has ready rows. It
+	// writes what says otherwise, and adds $2 to the revisions. It runs under the machines' mutexes, in a statement after those that wrote what
+	// it reads.
+	sqlRecompute = `
+WITH facts AS (
+    SELECT s.machine_id, s.pool, COALESCE(pr.provider, '') AS provider,
         array_remove(ARRAY[
             CASE WHEN pr.machine_id IS NOT NULL THEN 'Provided' END,
             CASE WHEN st.machine_id IS NOT NULL THEN 'AgentStarted' END,
@@ -70,8 +78,7 @@ WITH tags AS (
             CASE WHEN hw.machine_id IS NOT NULL THEN 'HardwareReport' END,
             CASE WHEN rq.generation > COALESCE(mk.generation, 0) THEN 'InstallDue' END,
             CASE WHEN rq.generation <= COALESCE(mk.generation, 0) THEN 'InstallFulfilled' END,
-            CASE WHEN EXISTS (SELECT 1 FROM machine_views v WHERE v.machine_id = s.machine_id)
-                  AND NOT EXISTS (SELECT 1 FROM machine_views v WHERE v.machine_id = s.machine_id AND v.attached) THEN 'ViewLost' END], NULL)
+            CASE WHEN NOT (SELECT bool_or(v.attached) FROM machine_views v WHERE v.machine_id = s.machine_id) THEN 'ViewLost' END], NULL)
           || COALESCE((SELECT array_agg(t.tag ORDER BY t.tag) FROM machine_tags t WHERE t.machine_id = s.machine_id), ARRAY[]::text[]) AS facts,
         (SELECT max(COALESCE(h.held_until, ` + forever + `)) FROM machine_holds h WHERE h.machine_id = s.machine_id) AS held_until,
         CASE WHEN hb.machine_id IS NOT NULL THEN hb.agent_heartbeat_at + interval '10 minutes'
@@ -83,34 +90,45 @@ WITH tags AS (
     LEFT JOIN machine_hardware_report hw ON hw.machine_id = s.machine_id
     LEFT JOIN machine_os_installation_request rq ON rq.machine_id = s.machine_id
     LEFT JOIN machine_os_marks mk ON mk.machine_id = s.machine_id
-    WHERE s.machine_id = ANY($1))
-UPDATE machine_state m SET provider = tags.provider, facts = tags.facts, held_until = tags.held_until, unresponsive_at = tags.unresponsive_at
-FROM tags WHERE m.machine_id = tags.machine_id`
+    WHERE s.machine_id = ANY($1)),
+derived AS (
+    UPDATE machine_state m SET rev = m.rev + $2::bigint,
+        provider = facts.provider, facts = facts.facts, held_until = facts.held_until, unresponsive_at = facts.unresponsive_at
+    FROM facts WHERE m.machine_id = facts.machine_id AND ($2::bigint > 0
+      OR (m.provider, m.facts, m.held_until, m.unresponsive_at) IS DISTINCT FROM (facts.provider, facts.facts, facts.held_until, facts.unresponsive_at))),
+evaluated AS (` + evaluated + `
+    FROM facts m
+    JOIN processes p ON p.pool IN ('', m.pool) AND p.indexed
+    LEFT JOIN work w ON w.machine_id = m.machine_id AND w.process = p.process
+    WHERE w.work_id IS NULL)` + writeEvaluated
 
-	// sqlRecomputeWork evaluates the predicate of every process for machines, and writes the work rows that say otherwise. It runs
-	// under the machines' mutexes, in a statement after the one that wrote what it reads. Rows that are claimed are left alone:
-	// their end evaluates them. $2 is a process, or '' for all.
-	sqlRecomputeWork = `
-WITH evaluated AS (
+	// sqlRecomputeProcess evaluates the predicate of one process $2 for machines whose facts are as they were. It runs under their mutexes.
+	sqlRecomputeProcess = `
+WITH evaluated AS (` + evaluated + `
+    FROM machine_state m
+    JOIN processes p ON p.pool IN ('', m.pool) AND p.process = $2
+    LEFT JOIN work w ON w.machine_id = m.machine_id AND w.process = p.process
+    WHERE m.machine_id = ANY($1) AND w.work_id IS NULL)` + writeEvaluated
+
+	// evaluated says from when on machines m need processes p, beside what their work rows w say; writeEvaluated writes the rows that say
+	// otherwise. Rows that are claimed are left alone: their end evaluates them.
+	evaluated = `
     SELECT m.machine_id, m.pool, m.provider, p.process, p.slot,
+        w.machine_id AS row_of, w.state AS row_state, w.slot AS row_slot, w.provider AS row_provider, w.not_before AS row_not_before,
         CASE WHEN p.indexed AND ` + eligibleLater + ` AND COALESCE(m.held_until < ` + forever + `, true)
              THEN greatest(COALESCE(w.backoff_until, '1970-01-01 00:00:00+00'::timestamptz), COALESCE(m.held_until, '1970-01-01 00:00:00+00'::timestamptz),
-                  CASE WHEN p.requires && ARRAY['AgentUnresponsive'] THEN m.unresponsive_at ELSE '1970-01-01 00:00:00+00'::timestamptz END) END AS not_before
-    FROM machine_state m
-    JOIN processes p ON p.pool IN ('', m.pool)
-    LEFT JOIN work w ON w.machine_id = m.machine_id AND w.process = p.process
-    WHERE m.machine_id = ANY($1) AND ($2 = '' OR p.process = $2) AND w.work_id IS NULL),
+                  CASE WHEN p.requires && ARRAY['AgentUnresponsive'] THEN m.unresponsive_at ELSE '1970-01-01 00:00:00+00'::timestamptz END) END AS due_at`
+	writeEvaluated = `,
 wanted AS (
-    SELECT machine_id, pool, provider, process, slot,
-        CASE WHEN not_before IS NULL THEN 0 WHEN not_before <= clock_timestamp() THEN 2 ELSE 1 END AS state,
-        CASE WHEN not_before > clock_timestamp() THEN not_before END AS not_before
+    SELECT machine_id, pool, provider, process, slot, row_of, row_state, row_slot, row_provider, row_not_before, due_at,
+        CASE WHEN due_at IS NULL THEN 0 WHEN due_at <= clock_timestamp() THEN 2 ELSE 1 END AS state
     FROM evaluated)
 INSERT INTO work (machine_id, process, slot, pool, provider, state, not_before)
-SELECT n.machine_id, n.process, n.slot, n.pool, n.provider, CASE WHEN n.state = 1 AND n.not_before IS NULL THEN 2 ELSE n.state END, n.not_before
-FROM wanted n LEFT JOIN work w ON w.machine_id = n.machine_id AND w.process = n.process
-WHERE CASE WHEN w.machine_id IS NULL THEN n.state <> 0
-           ELSE (w.state, w.slot, w.provider, w.not_before) IS DISTINCT FROM (n.state, n.slot, n.provider, n.not_before) END
-ORDER BY n.machine_id, n.process
+SELECT machine_id, process, slot, pool, provider, state, CASE WHEN state = 1 THEN due_at END
+FROM wanted
+WHERE CASE WHEN row_of IS NULL THEN state <> 0
+           ELSE (row_state, row_slot, row_provider, row_not_before) IS DISTINCT FROM (state, slot, provider, CASE WHEN state = 1 THEN due_at END) END
+ORDER BY machine_id, process
 ON CONFLICT (machine_id, process) DO UPDATE SET slot = excluded.slot, pool = excluded.pool, provider = excluded.provider,
     state = excluded.state, not_before = excluded.not_before
 WHERE work.work_id IS NULL`

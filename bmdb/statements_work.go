@@ -3,6 +3,8 @@
 
 package bmdb
 
+import "fmt"
+
 // Sessions.
 const (
 	sqlStartSession = `
@@ -93,7 +95,7 @@ WITH m AS (
     UPDATE machine_state m SET rev = m.rev + 1 WHERE m.machine_id = $1 AND ` + notHeld + `
     RETURNING m.machine_id, m.pool, m.provider, m.rev),
 p AS (
-    SELECT p.process, p.slot, 'provider/' || m.pool || '/' || m.provider AS limit_id FROM processes p, m
+    SELECT p.process, p.slot, p.sets, p.clears, 'provider/' || m.pool || '/' || m.provider AS limit_id FROM processes p, m
     WHERE p.process = $2 AND p.pool IN ('', m.pool) AND NOT ` + alarmedInPoolOfMachine + `),
 f AS (
     SELECT s.limit_id, s.n FROM limit_slots s WHERE s.limit_id = (SELECT limit_id FROM p) AND s.open AND s.work_id IS NULL
@@ -114,7 +116,7 @@ u AS (UPDATE limit_slots s SET work_id = $3 FROM f WHERE s.limit_id = f.limit_id
 h AS (
     INSERT INTO work_history (machine_id, work_id, phase, process, event, timestamp, session_id, pool, claim_key, fence, attempt, duration_ms, actor)
     SELECT machine_id, $3, 0, process, 'Started', clock_timestamp(), $4, pool, '', fence, attempt, 0, $6 FROM c)
-SELECT pool, provider, fence, attempt, backoff_seconds, checkpoint FROM c`
+SELECT c.machine_id, $3::uuid, c.pool, c.provider, c.fence, c.attempt, c.backoff_seconds, c.checkpoint, p.sets, p.clears FROM c CROSS JOIN p`
 
 	// sqlWhyNotStarted says why sqlStartOne started nothing, in the order of its gates.
 	sqlWhyNotStarted = `
@@ -140,7 +142,7 @@ LEFT JOIN processes p ON p.process = $2 AND p.pool IN ('', m.pool)`
 WITH g AS (` + gate + `),
 cl AS (%[1]s),
 x AS (SELECT unnest($3::uuid[]) AS machine_id, unnest($4::uuid[]) AS work_id),
-p AS (SELECT p.process, p.slot, p.requires, p.forbids, 'provider/' || $5::text || '/' || $6::text AS limit_id
+p AS (SELECT p.process, p.slot, p.requires, p.forbids, p.sets, p.clears, 'provider/' || $5::text || '/' || $6::text AS limit_id
       FROM processes p WHERE p.process = $2 AND p.pool IN ('', $5)
         AND NOT (p.destructive AND EXISTS (SELECT 1 FROM database_alarms a WHERE a.pool = $5))),
 z AS (
@@ -169,13 +171,13 @@ c AS (
         deadline = CASE WHEN $8::bigint > 0 THEN clock_timestamp() + $8::bigint * interval '1 millisecond' END
     FROM k CROSS JOIN p
     WHERE w.machine_id = k.machine_id AND w.process = $2 AND w.work_id IS NULL AND w.fence = k.seen AND ` + due + `
-    RETURNING w.machine_id, w.process, w.work_id, w.fence, w.attempt, w.backoff_seconds, w.checkpoint, k.n),
+    RETURNING w.machine_id, w.process, w.work_id, w.pool, w.provider, w.fence, w.attempt, w.backoff_seconds, w.checkpoint, p.sets, p.clears, k.n),
 r AS (UPDATE machine_state m SET rev = m.rev + 1 FROM c WHERE m.machine_id = c.machine_id),
 u AS (UPDATE limit_slots s SET work_id = c.work_id FROM c WHERE s.limit_id = (SELECT limit_id FROM p) AND s.n = c.n),
 h AS (
     INSERT INTO work_history (machine_id, work_id, phase, process, event, timestamp, session_id, pool, claim_key, fence, attempt, duration_ms, actor)
     SELECT machine_id, work_id, 0, process, 'Started', clock_timestamp(), $1, $5, $9, fence, attempt, 0, $10 FROM c)%[2]s
-SELECT machine_id, work_id, fence, attempt, backoff_seconds, checkpoint FROM c`
+SELECT machine_id, work_id, pool, provider, fence, attempt, backoff_seconds, checkpoint, sets, clears FROM c`
 
 	// roomOfClaim locks the claim, if this session owns it in this term, and says how much more it may start. The lock makes the
 	// starts of a claim a sequence; the row is read at its newest version.
@@ -201,7 +203,10 @@ n AS (
     WHERE pool = $5 AND claim_key = $9 AND EXISTS (SELECT 1 FROM c))`
 
 	// sqlWorksStarted reads back which of the works of an ambiguous start exist.
-	sqlWorksStarted = "SELECT machine_id, work_id, fence, attempt, backoff_seconds, checkpoint FROM work WHERE session_id = $1 AND work_id = ANY($2)"
+	sqlWorksStarted = `
+SELECT w.machine_id, w.work_id, w.pool, w.provider, w.fence, w.attempt, w.backoff_seconds, w.checkpoint, p.sets, p.clears
+FROM work w JOIN processes p ON p.process = w.process AND p.pool IN ('', w.pool)
+WHERE w.session_id = $1 AND w.work_id = ANY($2)`
 )
 
 // Ends.
@@ -209,11 +214,15 @@ const (
 	// sqlEnd ends works, each by its own fence: a member whose work_id is not in its row any more changes nothing and is not
 	// returned. No session and no clock take part. A second success on a machine for a claim that allows one is turned into
 	// Canceled. Who ends does not matter for the claim's counts: what the work rows return is subtracted.
-	// What the claim has done is looked up machine by machine: OFFSET 0 keeps the planner from reading all of it for each group.
+	// What a claim has done is looked up machine by machine: OFFSET 0 keeps the planner from reading all of it for each group.
+	// Facts are written only for those that finish here and now: one that ended before, in an attempt whose outcome was not known, may have
+	// had its facts changed by others since.
+	// %[1]s is what the works bring, %[2]s and %[3]s which may end and how, %[4]s the facts, %[5]s their columns. Works of no claim, and ends that bring
+	// nothing, leave out what they do not need: to set a part of a statement up takes longer than to carry it out.
 	sqlEnd = `
 WITH x AS (
     SELECT unnest($1::uuid[]) AS machine_id, unnest($2::text[]) AS process, unnest($3::uuid[]) AS work_id, unnest($4::text[]) AS event,
-           unnest($5::text[]) AS cause, unnest($6::bigint[]) AS backoff_seconds, unnest($7::bigint[]) AS delay_seconds),
+           unnest($5::text[]) AS cause, unnest($6::bigint[]) AS backoff_seconds, unnest($7::bigint[]) AS delay_seconds%[1]s),
 f AS (
     UPDATE work w SET state = 0, not_before = NULL, work_id = NULL, deadline = NULL, step = '', percent = 0,
         checkpoint = CASE WHEN x.event = 'Finished' THEN NULL ELSE w.checkpoint END,
@@ -222,30 +231,62 @@ f AS (
         backoff_cause = CASE WHEN x.event = 'Finished' THEN '' WHEN x.backoff_seconds > 0 THEN x.cause ELSE w.backoff_cause END,
         backoff_attempts = CASE WHEN x.event = 'Finished' THEN 0 WHEN x.event = 'Failed' THEN w.backoff_attempts + 1 ELSE w.backoff_attempts END
     FROM x
-    WHERE w.machine_id = x.machine_id AND w.process = x.process AND w.work_id = x.work_id
-    RETURNING w.machine_id, w.process, x.work_id, w.session_id, w.pool, w.claim_key, w.started_at, w.fence, w.attempt, x.cause,
-        CASE WHEN x.event = 'Finished' AND EXISTS (
-            SELECT 1 FROM claim_machines d JOIN claims c ON c.pool = d.pool AND c.claim_key = d.claim_key
-            WHERE d.pool = w.pool AND d.claim_key = w.claim_key AND d.machine_id = w.machine_id AND d.finished_work_id IS NOT NULL AND c.mode <> 'Continuous' OFFSET 0)
-        THEN 'Canceled' ELSE x.event END AS event),
+    WHERE w.machine_id = x.machine_id AND w.process = x.process AND w.work_id = x.work_id%[2]s
+    RETURNING w.machine_id, w.process, x.work_id, w.session_id, w.pool, w.claim_key, w.started_at, w.fence, w.attempt, x.cause%[5]s, %[3]s AS verdict),
 h AS (
     INSERT INTO work_history (machine_id, work_id, phase, process, event, timestamp, failed_cause, session_id, pool, claim_key, fence, attempt, duration_ms, actor)
-    SELECT machine_id, work_id, 1, process, event, clock_timestamp(), NULLIF(cause, ''), session_id, pool, claim_key, fence, attempt,
+    SELECT machine_id, work_id, 1, process, verdict, clock_timestamp(), NULLIF(cause, ''), session_id, pool, claim_key, fence, attempt,
         CAST(extract(epoch FROM clock_timestamp() - started_at) * 1000 AS bigint), $8 FROM f),
-s AS (UPDATE limit_slots SET work_id = NULL WHERE work_id IN (SELECT work_id FROM f)),
+s AS (UPDATE limit_slots SET work_id = NULL WHERE work_id IN (SELECT work_id FROM f))%[4]s
+SELECT machine_id, work_id, verdict, pool, claim_key, cause FROM f`
+
+	// withFacts are the columns of what works bring, and factsOfEnds what becomes of them. What was heard of an agent before another was started
+	// anew is forgotten, and what is too old to count: the lapse that brought a recovery is over with it, and the next begins with the start of
+	// the agent. What was heard of the new agent already stays.
+	withFacts   = ", unnest($9::bytea[]) AS agent_public_key, unnest($10::bytea[]) AS hardware_report"
+	ofFacts     = ", x.agent_public_key, x.hardware_report"
+	factsOfEnds = `,
+ag AS (
+    INSERT INTO machine_agent_started (machine_id, agent_started_at, agent_public_key)
+    SELECT machine_id, clock_timestamp(), agent_public_key FROM f WHERE verdict = 'Finished' AND agent_public_key IS NOT NULL
+    ON CONFLICT (machine_id) DO UPDATE SET agent_started_at = excluded.agent_started_at, agent_public_key = excluded.agent_public_key),
+hb AS (
+    DELETE FROM machine_agent_heartbeat
+    WHERE machine_id IN (
+        SELECT b.machine_id FROM f JOIN machine_agent_heartbeat b ON b.machine_id = f.machine_id JOIN machine_state m ON m.machine_id = f.machine_id
+        WHERE f.verdict = 'Finished' AND f.agent_public_key IS NOT NULL
+          AND (b.agent_heartbeat_at < f.started_at OR m.unresponsive_at <= clock_timestamp()))),
+hw AS (
+    INSERT INTO machine_hardware_report (machine_id, hardware_report_raw)
+    SELECT machine_id, hardware_report FROM f WHERE verdict = 'Finished' AND hardware_report IS NOT NULL
+    ON CONFLICT (machine_id) DO UPDATE SET hardware_report_raw = excluded.hardware_report_raw)`
+
+	// ofNoClaim and inClaim are how works end that were done for no claim, or for any: a second success is none where one is enough.
+	ofNoClaim = " AND w.claim_key = ''"
+	inClaim   = `CASE WHEN x.event = 'Finished' AND EXISTS (
+            SELECT 1 FROM claim_machines d JOIN claims c ON c.pool = d.pool AND c.claim_key = d.claim_key
+            WHERE d.pool = w.pool AND d.claim_key = w.claim_key AND d.machine_id = w.machine_id AND d.finished_work_id IS NOT NULL AND c.mode <> 'Continuous' OFFSET 0)
+        THEN 'Canceled' ELSE x.event END`
+
+	// sqlCountEnds is what the ends of works mean for their claims: what became of the machine, and the counts. It is the last statement of its
+	// transaction, because starts of a claim wait for the claim's row.
+	sqlCountEnds = `
+WITH x AS (
+    SELECT unnest($1::uuid[]) AS machine_id, unnest($2::uuid[]) AS work_id, unnest($3::text[]) AS pool, unnest($4::text[]) AS claim_key,
+           unnest($5::text[]) AS event, unnest($6::text[]) AS cause),
 cm AS (
     INSERT INTO claim_machines (pool, claim_key, machine_id, attempts, losses, finished_work_id, quarantined_work_id, quarantined_at, cause, changed_at)
-    SELECT f.pool, f.claim_key, f.machine_id,
-        CASE WHEN f.event = 'Failed' THEN 1 ELSE 0 END, CASE WHEN f.event = 'Lost' THEN 1 ELSE 0 END,
-        CASE WHEN f.event = 'Finished' AND c.mode <> 'Continuous' THEN f.work_id END,
-        CASE WHEN f.event = 'Failed' AND COALESCE(o.attempts, 0) + 1 >= c.max_attempts OR f.event = 'Lost' AND COALESCE(o.losses, 0) + 1 >= 10 THEN f.work_id END,
-        CASE WHEN f.event = 'Failed' AND COALESCE(o.attempts, 0) + 1 >= c.max_attempts OR f.event = 'Lost' AND COALESCE(o.losses, 0) + 1 >= 10 THEN clock_timestamp() END,
-        CASE WHEN f.event IN ('Failed', 'Lost') THEN CASE WHEN f.cause = '' THEN f.event ELSE f.cause END ELSE '' END, clock_timestamp()
-    FROM f JOIN claims c ON c.pool = f.pool AND c.claim_key = f.claim_key
+    SELECT x.pool, x.claim_key, x.machine_id,
+        CASE WHEN x.event = 'Failed' THEN 1 ELSE 0 END, CASE WHEN x.event = 'Lost' THEN 1 ELSE 0 END,
+        CASE WHEN x.event = 'Finished' AND c.mode <> 'Continuous' THEN x.work_id END,
+        CASE WHEN x.event = 'Failed' AND COALESCE(o.attempts, 0) + 1 >= c.max_attempts OR x.event = 'Lost' AND COALESCE(o.losses, 0) + 1 >= 10 THEN x.work_id END,
+        CASE WHEN x.event = 'Failed' AND COALESCE(o.attempts, 0) + 1 >= c.max_attempts OR x.event = 'Lost' AND COALESCE(o.losses, 0) + 1 >= 10 THEN clock_timestamp() END,
+        CASE WHEN x.event IN ('Failed', 'Lost') THEN CASE WHEN x.cause = '' THEN x.event ELSE x.cause END ELSE '' END, clock_timestamp()
+    FROM x JOIN claims c ON c.pool = x.pool AND c.claim_key = x.claim_key
     LEFT JOIN LATERAL (
         SELECT d.attempts, d.losses FROM claim_machines d
-        WHERE d.pool = f.pool AND d.claim_key = f.claim_key AND d.machine_id = f.machine_id OFFSET 0) o ON true
-    WHERE f.claim_key <> '' AND f.event IN ('Finished', 'Failed', 'Lost')
+        WHERE d.pool = x.pool AND d.claim_key = x.claim_key AND d.machine_id = x.machine_id OFFSET 0) o ON true
+    WHERE x.event IN ('Finished', 'Failed', 'Lost')
     ON CONFLICT (pool, claim_key, machine_id) DO UPDATE SET
         attempts = CASE WHEN excluded.attempts = 0 AND excluded.losses = 0 THEN 0 ELSE claim_machines.attempts + excluded.attempts END,
         losses = CASE WHEN excluded.losses = 0 THEN 0 ELSE claim_machines.losses + 1 END,
@@ -255,31 +296,29 @@ cm AS (
         cause = excluded.cause, changed_at = excluded.changed_at
     RETURNING machine_id, pool, claim_key, quarantined_work_id),
 n AS (
-    SELECT f.pool, f.claim_key, count(*) AS ended,
-        sum(CASE WHEN f.event = 'Finished' THEN 1 ELSE 0 END) AS finished,
-        sum(CASE WHEN cm.quarantined_work_id = f.work_id THEN 1 ELSE 0 END) AS quarantined
-    FROM f LEFT JOIN cm ON cm.pool = f.pool AND cm.claim_key = f.claim_key AND cm.machine_id = f.machine_id
-    WHERE f.claim_key <> '' GROUP BY f.pool, f.claim_key),
-cl AS (
-    UPDATE claims c SET active = c.active - n.ended, succeeded = c.succeeded + n.finished, failed = c.failed + n.quarantined, rev = c.rev + 1,
-        state = CASE
-            WHEN c.state = 'Running' AND c.mode = 'Once' AND c.succeeded + n.finished + c.skipped >= c.completions THEN 'Complete'
-            WHEN c.state = 'Running' AND c.failed + n.quarantined > c.max_failed_machines AND c.active = n.ended THEN 'Failed'
-            ELSE c.state END,
-        reason = CASE
-            WHEN c.state = 'Running' AND c.mode = 'Once' AND c.succeeded + n.finished + c.skipped >= c.completions THEN 'Complete'
-            WHEN c.state = 'Running' AND c.failed + n.quarantined > c.max_failed_machines AND c.active = n.ended THEN 'TooManyFailedMachines'
-            ELSE c.reason END,
-        message = CASE
-            WHEN c.state = 'Running' AND (c.mode = 'Once' AND c.succeeded + n.finished + c.skipped >= c.completions
-                 OR c.failed + n.quarantined > c.max_failed_machines AND c.active = n.ended) THEN ''
-            ELSE c.message END,
-        completed_at = CASE
-            WHEN c.state = 'Running' AND (c.mode = 'Once' AND c.succeeded + n.finished + c.skipped >= c.completions
-                 OR c.failed + n.quarantined > c.max_failed_machines AND c.active = n.ended) THEN clock_timestamp()
-            ELSE c.completed_at END
-    FROM n WHERE c.pool = n.pool AND c.claim_key = n.claim_key)
-SELECT work_id, event FROM f`
+    SELECT x.pool, x.claim_key, count(*) AS ended,
+        sum(CASE WHEN x.event = 'Finished' THEN 1 ELSE 0 END) AS finished,
+        sum(CASE WHEN cm.quarantined_work_id = x.work_id THEN 1 ELSE 0 END) AS quarantined
+    FROM x LEFT JOIN cm ON cm.pool = x.pool AND cm.claim_key = x.claim_key AND cm.machine_id = x.machine_id
+    GROUP BY x.pool, x.claim_key)
+UPDATE claims c SET active = c.active - n.ended, succeeded = c.succeeded + n.finished, failed = c.failed + n.quarantined, rev = c.rev + 1,
+    state = CASE
+        WHEN c.state = 'Running' AND c.mode = 'Once' AND c.succeeded + n.finished + c.skipped >= c.completions THEN 'Complete'
+        WHEN c.state = 'Running' AND c.failed + n.quarantined > c.max_failed_machines AND c.active = n.ended THEN 'Failed'
+        ELSE c.state END,
+    reason = CASE
+        WHEN c.state = 'Running' AND c.mode = 'Once' AND c.succeeded + n.finished + c.skipped >= c.completions THEN 'Complete'
+        WHEN c.state = 'Running' AND c.failed + n.quarantined > c.max_failed_machines AND c.active = n.ended THEN 'TooManyFailedMachines'
+        ELSE c.reason END,
+    message = CASE
+        WHEN c.state = 'Running' AND (c.mode = 'Once' AND c.succeeded + n.finished + c.skipped >= c.completions
+             OR c.failed + n.quarantined > c.max_failed_machines AND c.active = n.ended) THEN ''
+        ELSE c.message END,
+    completed_at = CASE
+        WHEN c.state = 'Running' AND (c.mode = 'Once' AND c.succeeded + n.finished + c.skipped >= c.completions
+             OR c.failed + n.quarantined > c.max_failed_machines AND c.active = n.ended) THEN clock_timestamp()
+        ELSE c.completed_at END
+FROM n WHERE c.pool = n.pool AND c.claim_key = n.claim_key`
 
 	// sqlFence aborts the transaction (23502) unless the work still holds its lock. It runs under the machine's mutex and before the
 	// end, in the form of an end that sends its COMMIT before any verdict is read. (The history cannot tell: it also has the ends
@@ -292,51 +331,17 @@ WHERE NOT EXISTS (SELECT 1 FROM work WHERE machine_id = $1 AND process = $2 AND 
 	// sqlEndsOf reads back how works ended.
 	sqlEndsOf = "SELECT work_id, event FROM work_history WHERE machine_id = ANY($1) AND work_id = ANY($2) AND phase = 1"
 
-	// finished looks the members x of a group up in the history, one by one, whatever the planner thinks of their number: h are those that won.
-	finished = `
-CROSS JOIN LATERAL (
-    SELECT h.process, h.pool FROM work_history h
-    WHERE h.machine_id = x.machine_id AND h.work_id = x.work_id AND h.phase = 1 AND h.event = 'Finished' OFFSET 0) h`
-
-	// members are the machines and works of a group.
-	members = "(SELECT unnest($1::uuid[]) AS machine_id, unnest($2::uuid[]) AS work_id) x"
-
-	// Facts that ends of work bring, for the members that won. They follow sqlEnd in its transaction.
-	sqlSetAgents = `
-INSERT INTO machine_agent_started (machine_id, agent_started_at, agent_public_key)
-SELECT x.machine_id, clock_timestamp(), x.agent_public_key
-FROM (SELECT unnest($1::uuid[]) AS machine_id, unnest($2::uuid[]) AS work_id, unnest($3::bytea[]) AS agent_public_key) x` + finished + `
-ON CONFLICT (machine_id) DO UPDATE SET agent_started_at = excluded.agent_started_at, agent_public_key = excluded.agent_public_key`
-
-	// sqlDropHeartbeats forgets what was heard before an agent was started anew, and what is too old to count: the lapse that brought a
-	// recovery is over with it, and the next begins with the start of the agent. What was heard of the new agent already stays.
-	sqlDropHeartbeats = `
-DELETE FROM machine_agent_heartbeat b
-WHERE b.machine_id IN (
-    SELECT b.machine_id FROM ` + members + finished + `
-    JOIN machine_agent_heartbeat b ON b.machine_id = x.machine_id
-    JOIN work w ON w.machine_id = x.machine_id AND w.process = h.process
-    JOIN machine_state m ON m.machine_id = x.machine_id
-    WHERE b.agent_heartbeat_at < w.started_at OR m.unresponsive_at <= clock_timestamp())`
-
-	sqlSetReports = `
-INSERT INTO machine_hardware_report (machine_id, hardware_report_raw)
-SELECT x.machine_id, x.raw
-FROM (SELECT unnest($1::uuid[]) AS machine_id, unnest($2::uuid[]) AS work_id, unnest($3::bytea[]) AS raw) x` + finished + `
-ON CONFLICT (machine_id) DO UPDATE SET hardware_report_raw = excluded.hardware_report_raw`
-
+	// sqlSetTags and sqlClearTags are what the definition of a process says of its success, as it was when the work began. They follow the end in its
+	// transaction, one after the other: a statement may write a table only once.
 	sqlSetTags = `
 INSERT INTO machine_tags (machine_id, tag, tag_set_at)
-SELECT x.machine_id, t.tag, clock_timestamp()
-FROM ` + members + finished + `
-JOIN processes p ON p.process = h.process AND p.pool IN ('', h.pool) CROSS JOIN LATERAL unnest(p.sets) AS t (tag)
+SELECT x.machine_id, x.tag, clock_timestamp()
+FROM (SELECT DISTINCT unnest($1::uuid[]) AS machine_id, unnest($2::text[]) AS tag) x
 ON CONFLICT (machine_id, tag) DO UPDATE SET tag_set_at = excluded.tag_set_at`
 
 	sqlClearTags = `
 DELETE FROM machine_tags
-WHERE (machine_id, tag) IN (
-    SELECT x.machine_id, t.tag FROM ` + members + finished + `
-    JOIN processes p ON p.process = h.process AND p.pool IN ('', h.pool) CROSS JOIN LATERAL unnest(p.clears) AS t (tag))`
+WHERE (machine_id, tag) IN (SELECT x.machine_id, x.tag FROM (SELECT unnest($1::uuid[]) AS machine_id, unnest($2::text[]) AS tag) x)`
 
 	sqlCheckpoint = "UPDATE work SET checkpoint = $4 WHERE machine_id = $1 AND process = $2 AND work_id = $3 RETURNING machine_id"
 
@@ -344,4 +349,14 @@ WHERE (machine_id, tag) IN (
 	sqlProgress = "UPDATE work SET step = $4, percent = $5 WHERE machine_id = $1 AND process = $2 AND work_id = $3 RETURNING machine_id"
 
 	sqlCheck = "SELECT machine_id FROM work WHERE machine_id = $1 AND process = $2 AND work_id = $3"
+)
+
+var (
+	sqlStartBatchFree  = fmt.Sprintf(sqlStartBatch, roomOfNobody, "")
+	sqlStartBatchClaim = fmt.Sprintf(sqlStartBatch, roomOfClaim, countInClaim)
+
+	sqlEndsFree              = fmt.Sprintf(sqlEnd, "", ofNoClaim, "x.event", "", "")
+	sqlEndsFreeWithFacts     = fmt.Sprintf(sqlEnd, withFacts, ofNoClaim, "x.event", factsOfEnds, ofFacts)
+	sqlEndsInClaims          = fmt.Sprintf(sqlEnd, "", "", inClaim, "", "")
+	sqlEndsInClaimsWithFacts = fmt.Sprintf(sqlEnd, withFacts, "", inClaim, factsOfEnds, ofFacts)
 )

@@ -38,8 +38,9 @@ type Tx struct {
 	hook     func(context.Context, Boundary) error
 	pending  []statement
 	begun    bool
-	readOnly bool // nothing hangs on the outcome of COMMIT
-	checked  bool // something queued has a verdict that Go must see before COMMIT
+	readOnly bool  // nothing hangs on the outcome of COMMIT
+	checked  bool  // something that is queued has a verdict that Go must see before COMMIT
+	failed   error // what was sent failed, or had a verdict that forbids COMMIT, whatever the function that sent it made of that
 	index    int
 	touched  map[uuid.UUID]bool // machines whose machine_state row this transaction has written
 }
@@ -160,23 +161,13 @@ func (tx *Tx) flush(ctx context.Context) error {
 	if len(tx.pending) == 0 {
 		return nil
 	}
-	if !tx.begun {
-		tx.begun = true
-		begin := statement{name: "BEGIN", sql: "BEGIN ISOLATION LEVEL " + tx.level}
-		if tx.hook != nil {
-			if err := tx.send(ctx, []statement{begin}); err != nil {
-				return err
-			}
-		} else {
-			tx.pending = append([]statement{begin}, tx.pending...)
-		}
-	}
-	pending := tx.pending
-	tx.pending = nil
 	if tx.hook == nil {
-		return tx.send(ctx, pending)
+		return tx.send(ctx, tx.take())
 	}
-	for _, s := range pending {
+	if err := tx.open(ctx); err != nil {
+		return err
+	}
+	for _, s := range tx.take() {
 		if err := tx.hook(ctx, Boundary{Operation: tx.op, Statement: s.name, Index: tx.index}); err != nil {
 			return err
 		}
@@ -188,37 +179,155 @@ func (tx *Tx) flush(ctx context.Context) error {
 	return nil
 }
 
+// query sends what is queued and a read after it, in one round trip. The caller closes the rows before anything else is sent.
+func (tx *Tx) query(ctx context.Context, name, sql string, args []any) (pgx.Rows, error) {
+	if tx.hook != nil {
+		if err := tx.flushForRead(ctx, name); err != nil {
+			return nil, err
+		}
+		return tx.conn.Query(ctx, sql, args...)
+	}
+	statements := tx.take()
+	batch := batchOf(statements)
+	batch.Queue(sql, args...)
+	results := tx.conn.Conn().SendBatch(ctx, batch)
+	if err := readResults(results, statements); err != nil {
+		_ = results.Close()
+		tx.failed = err
+		return nil, err
+	}
+	tx.checked = false
+	rows, err := results.Query()
+	if err != nil {
+		_ = results.Close()
+		return nil, err
+	}
+	return &lastRows{Rows: rows, results: results}, nil
+}
+
+// flushForRead makes sure that the transaction is open and sees its own writes, where each statement is sent by itself.
+func (tx *Tx) flushForRead(ctx context.Context, name string) error {
+	if err := tx.open(ctx); err != nil {
+		return err
+	}
+	if err := tx.flush(ctx); err != nil {
+		return err
+	}
+	if err := tx.hook(ctx, Boundary{Operation: tx.op, Statement: name, Index: tx.index}); err != nil {
+		return err
+	}
+	tx.index++
+	return nil
+}
+
+// open sends BEGIN by itself, unless it was sent.
+func (tx *Tx) open(ctx context.Context) error {
+	if tx.begun {
+		return nil
+	}
+	tx.begun = true
+	return tx.send(ctx, []statement{tx.begin()})
+}
+
+func (tx *Tx) begin() statement {
+	return statement{name: "BEGIN", sql: "BEGIN ISOLATION LEVEL " + tx.level}
+}
+
+// take returns what is queued, after BEGIN if that is still due.
+func (tx *Tx) take() []statement {
+	pending := tx.pending
+	tx.pending = nil
+	if tx.begun {
+		return pending
+	}
+	tx.begun = true
+	return append([]statement{tx.begin()}, pending...)
+}
+
 func (tx *Tx) send(ctx context.Context, statements []statement) error {
-	return sendBatch(ctx, tx.conn.Conn(), statements)
+	err := sendBatch(ctx, tx.conn.Conn(), statements)
+	if err != nil {
+		tx.failed = err
+		return err
+	}
+	tx.checked = false // all verdicts were seen
+	return nil
 }
 
 // sendBatch sends statements in one round trip and gives each its rows.
 func sendBatch(ctx context.Context, conn *pgx.Conn, statements []statement) error {
-	batch := &pgx.Batch{}
-	for _, s := range statements {
-		batch.Queue(s.sql, s.args...).Query(func(rows pgx.Rows) error {
-			var err error
-			if s.read != nil {
-				err = s.read(rows)
-			}
-			rows.Close()
-			if e := rows.Err(); e != nil {
-				err = e
-			}
-			if err == nil && s.name == "COMMIT" && rows.CommandTag().String() != "COMMIT" {
-				err = pgx.ErrTxCommitRollback
-			}
-			if err != nil {
-				return fmt.Errorf("%s: %w", s.name, err)
-			}
-			return nil
-		})
+	results := conn.SendBatch(ctx, batchOf(statements))
+	err := readResults(results, statements)
+	if e := results.Close(); err == nil {
+		err = e
 	}
-	return conn.SendBatch(ctx, batch).Close()
+	return err
+}
+
+func batchOf(statements []statement) *pgx.Batch {
+	batch := &pgx.Batch{QueuedQueries: make([]*pgx.QueuedQuery, 0, len(statements)+1)}
+	for _, s := range statements {
+		batch.Queue(s.sql, s.args...)
+	}
+	return batch
+}
+
+// readResults reads what became of statements, up to the first error.
+func readResults(results pgx.BatchResults, statements []statement) error {
+	for _, s := range statements {
+		rows, err := results.Query()
+		if err == nil && s.read != nil {
+			err = s.read(rows)
+		}
+		rows.Close()
+		if e := rows.Err(); e != nil {
+			err = e
+		}
+		if err == nil && s.name == "COMMIT" && rows.CommandTag().String() != "COMMIT" {
+			err = pgx.ErrTxCommitRollback
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
+// lastRows are the rows of the last statement of a batch, which ends with them.
+type lastRows struct {
+	pgx.Rows
+	results pgx.BatchResults
+	ended   bool
+	err     error
+}
+
+func (r *lastRows) Next() bool {
+	if r.Rows.Next() {
+		return true
+	}
+	r.Close()
+	return false
+}
+
+func (r *lastRows) Close() {
+	r.Rows.Close()
+	if !r.ended {
+		r.ended, r.err = true, r.results.Close()
+	}
+}
+
+func (r *lastRows) Err() error {
+	if err := r.Rows.Err(); err != nil {
+		return err
+	}
+	return r.err
 }
 
 // commit sends what is queued and COMMIT: together, unless a verdict has to be seen first.
 func (tx *Tx) commit(ctx context.Context) error {
+	if tx.failed != nil {
+		return tx.failed
+	}
 	if !tx.begun && len(tx.pending) == 0 {
 		return nil
 	}

@@ -43,6 +43,8 @@ type Work struct {
 	attempt     int64
 	backoff     int64 // the recorded period, in seconds
 	checkpoint  []byte
+	sets        []string // tags that success sets and clears
+	clears      []string
 	begun       boottime
 	known       boottime // when this process knew that it is durable
 	ctx         context.Context
@@ -58,16 +60,19 @@ type Work struct {
 type started struct {
 	Machine        uuid.UUID
 	ID             uuid.UUID
+	Pool           string
+	Provider       string
 	Fence          int64
 	Attempt        int64
 	BackoffSeconds int64
 	Checkpoint     []byte
+	Sets, Clears   []string
 }
 
-func (s *Session) newWork(r started, process, pool, provider, claimKey string, begun boottime, timeout time.Duration) *Work {
+func (s *Session) newWork(r started, process, claimKey string, begun boottime, timeout time.Duration) *Work {
 	w := &Work{
-		Machine: r.Machine, id: r.ID, session: s, process: process, pool: pool, provider: provider, claimKey: claimKey,
-		fence: r.Fence, attempt: r.Attempt, backoff: r.BackoffSeconds, checkpoint: r.Checkpoint, begun: begun, known: now(),
+		Machine: r.Machine, id: r.ID, session: s, process: process, pool: r.Pool, provider: r.Provider, claimKey: claimKey,
+		fence: r.Fence, attempt: r.Attempt, backoff: r.BackoffSeconds, checkpoint: r.Checkpoint, sets: r.Sets, clears: r.Clears, begun: begun, known: now(),
 	}
 	w.ctx, w.cancel = context.WithCancelCause(s.ctx)
 	w.stopTimeout = func() {}
@@ -187,22 +192,25 @@ func (w *Work) Finish(ctx context.Context, fn func(q *model.Queries) error) erro
 		err := w.session.conn.transactAt(ctx, "finish", repeatableRead, func(ctx context.Context, tx *Tx) error {
 			tx.lockMachines(w.Machine)
 			tx.queue("Fence", sqlFence, w.Machine, w.process, w.id)
-			queueEnds(tx, w.session.actor(), []*endRequest{r}, nil)
-			queueOutcomes(tx, []*endRequest{r})
+			ended, err := endWorks(ctx, tx, w.session.actor(), []*endRequest{r})
+			if err != nil {
+				return err
+			}
 			if fn != nil {
 				if err := fn(model.New(newRecorder(tx, made))); err != nil {
 					return err
 				}
 			}
 			tx.recomputeTouched()
+			ended.queueCounts(tx)
 			return nil
 		})
 		return w.verdict(ctx, r, err)
 	})
 }
 
-// Outcome is what a work found or made, as data: what FinishData records of it. Tags that the process's definition sets and clears
-// need no mention.
+// Outcome is what a work found or made, as data: what FinishData records of it. Tags that the process's definition sets and clears,
+// as it was when the work began, need no mention.
 type Outcome struct {
 	// AgentPublicKey records the tag AgentStarted, with this ed25519 key, and ends a lapse: the tag AgentHeartbeat goes unless the agent
 	// was heard of since the work began. nil: not recorded.
@@ -290,7 +298,10 @@ func (w *Work) end(ctx context.Context, event string, commit func(ctx context.Co
 var errEnded = errors.New("the work has ended")
 
 func (w *Work) request(event, cause string) *endRequest {
-	return &endRequest{machine: w.Machine, process: w.process, work: w.id, event: event, cause: cause, again: w.tried.Swap(true)}
+	return &endRequest{
+		machine: w.Machine, process: w.process, work: w.id, event: event, cause: cause,
+		sets: w.sets, clears: w.clears, free: w.claimKey == "", again: w.tried.Swap(true),
+	}
 }
 
 // verdict turns the outcome of a single end into one of: ours, lost, another error. An ambiguous one is read back, and so is one that was

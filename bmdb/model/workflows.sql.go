@@ -192,7 +192,6 @@ CROSS JOIN LATERAL (
     SELECT work.machine_id FROM work
     WHERE work.process = 'AgentStart' AND work.machine_id >= part.low AND work.machine_id < part.high
       AND (work.state = 2 OR (work.state = 1 AND work.not_before <= clock_timestamp()))
-      AND EXISTS (SELECT 1 FROM machine_provided p WHERE p.machine_id = work.machine_id)
       AND NOT EXISTS (SELECT 1 FROM work o WHERE o.machine_id = work.machine_id
           AND (o.work_id IS NOT NULL AND o.slot = work.slot OR o.process = 'ShepherdAgentStart' AND o.backoff_until > clock_timestamp()))
     ORDER BY work.machine_id
@@ -244,7 +243,6 @@ CROSS JOIN LATERAL (
     SELECT work.machine_id FROM work
     WHERE work.process = 'AgentStart' AND work.machine_id >= part.low AND work.machine_id < part.high
       AND (work.state = 2 OR (work.state = 1 AND work.not_before <= clock_timestamp()))
-      AND EXISTS (SELECT 1 FROM machine_provided p WHERE p.machine_id = work.machine_id)
       AND NOT EXISTS (SELECT 1 FROM work o WHERE o.machine_id = work.machine_id
           AND (o.work_id IS NOT NULL AND o.slot = work.slot OR o.process = 'ShepherdAgentStart' AND o.backoff_until > clock_timestamp())) AND work.provider = $2
     ORDER BY work.machine_id

@@ -267,7 +267,7 @@ func TestNothingIsLeftOut(t *testing.T) {
 	if len(all) < 150 {
 		t.Errorf("only %d statements were found", len(all))
 	}
-	for _, known := range []string{"sqlLockMachines", "sqlStartBatchFree", "sqlStartBatchClaim", "sqlEnd", "sqlRecomputeWork", "MachineSetTag", "machinesOfProviderID"} {
+	for _, known := range []string{"sqlLockMachines", "sqlStartBatchFree", "sqlStartBatchClaim", "sqlEndsFree", "sqlEndsInClaimsWithFacts", "sqlRecompute", "MachineSetTag", "machinesOfProviderID"} {
 		if !names[known] {
 			t.Errorf("%s was not found", known)
 		}

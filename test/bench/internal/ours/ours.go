@@ -92,8 +92,8 @@ func (p *Program) OneByOne(ctx context.Context, workers int, t peer.Timing) (pee
 	return r, nil
 }
 
-// candidatesAtOnce is how many machines a worker looks at for one that is free.
-const candidatesAtOnce = 10
+// candidatesAtOnce is how many machines a worker asks for. The first can be had unless another worker was at the same place at that moment.
+const candidatesAtOnce = 3
 
 // Cycle retrieves one machine, does nothing to it, and finishes. peer.ErrDry: there is none.
 func (p *Program) Cycle(ctx context.Context) error {

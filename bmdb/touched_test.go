@@ -1,0 +1,102 @@
+// Copyright The BMDB Operator Authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bmdb_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/bmdb-dev/bmdb-operator/bmdb"
+	"github.com/bmdb-dev/bmdb-operator/bmdb/model"
+)
+
+// What an operation writes is exactly what it is about, and what it reads does not grow with the fleet. Times differ from machine to machine,
+// these do not.
+func TestRowsTouched(t *testing.T) {
+	t.Parallel()
+	for _, machines := range []int{20, 3000} {
+		t.Run(fmt.Sprint(machines), func(t *testing.T) {
+			t.Parallel()
+			touchRows(t, machines)
+		})
+	}
+}
+
+func touchRows(t *testing.T, machines int) {
+	l := newLab(t, inClusterA, func(c *bmdb.Config) { c.MaxConnections = 1 })
+	fill(l, machines)
+	ctx, s := t.Context(), l.session(bmdb.WithoutBeat())
+	attachOnly(t, l.conn, bmdb.ClaimSpec{
+		Pool: pool, Key: "all", Process: string(model.ProcessAgentStart), Mode: bmdb.ModeDrain, Selector: &bmdb.Selector{}, Parallelism: 9,
+	})
+	claims, err := s.OwnClaims(ctx, 1)
+	if err != nil || len(claims) != 1 {
+		t.Fatalf("owned %d claims: %v", len(claims), err)
+	}
+
+	touches := func(what string, wantWritten, mayRead int64, do func() error) {
+		t.Helper()
+		readBefore, writtenBefore, _, err := l.conn.RowsTouched(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := do(); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		read, written, ok, err := l.conn.RowsTouched(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok {
+			return
+		}
+		read, written = read-readBefore, written-writtenBefore
+		if written != wantWritten || read > mayRead || read == 0 {
+			t.Errorf("%s wrote %d rows and read %d; want %d, and at most %d", what, written, read, wantWritten, mayRead)
+		}
+	}
+
+	for _, machine := range machinesOf(t, l, pool)[:2] { // a first time may differ from any other
+		var w *bmdb.Work
+		// Its machine, its work row, and its start in the history.
+		touches("a start in the general form", 3, 20, func() (err error) {
+			w, err = s.Work(ctx, model.ProcessAgentStart, constantly(machine))
+			return err
+		})
+		touches("a check", 0, 1, func() error { return w.Check(ctx) })
+		// Work row, history, machine, and that it is backed off.
+		touches("a failure", 4, 60, func() error { return w.Fail(ctx, &bmdb.Backoff{Initial: 1, Maximum: 1}, "test") })
+		w = l.work(s, model.ProcessAgentStart, machine)
+		// Work row, history, the agent, the machine with its facts, and when its agent would have to be looked at.
+		touches("an end in the general form", 5, 60, func() error { return w.FinishData(ctx, bmdb.Outcome{AgentPublicKey: keyOf(w)}) })
+	}
+	var works []*bmdb.Work
+	// Each as one in the general form, and the claim's count once.
+	touches("the first start of a claim", 9*3+1, 2*1001+9*30, func() (err error) {
+		works, err = s.ClaimRound(ctx, claims[0], 9)
+		return err
+	})
+	if len(works) != 9 {
+		t.Fatalf("started %d works, want 9", len(works))
+	}
+	for _, w := range works[:2] {
+		// As in the general form, and what it means for the claim: the machine is done, and the count.
+		touches("an end for a claim", 7, 80, func() error { return w.FinishData(ctx, bmdb.Outcome{AgentPublicKey: keyOf(w)}) })
+	}
+	// What is left of the first look is enough.
+	touches("another start of a claim", 2*3+1, 2*40, func() (err error) {
+		works, err = s.ClaimRound(ctx, claims[0], 9)
+		return err
+	})
+}
+
+// fill makes machines that need an agent, past the library.
+func fill(l *lab, machines int) {
+	l.t.Helper()
+	l.exec("INSERT INTO machines SELECT gen_random_uuid(), now() FROM generate_series(1, $1::bigint)", machines)
+	l.exec("INSERT INTO machine_state (machine_id, pool, provider, facts) SELECT machine_id, $1, 'lab', ARRAY['Provided'] FROM machines", pool)
+	l.exec("INSERT INTO machine_provided (machine_id, provider, provider_id, pool) SELECT machine_id, 'lab', machine_id::text, $1 FROM machines", pool)
+	l.exec("INSERT INTO work (machine_id, process, slot, pool, provider, state) SELECT machine_id, 'AgentStart', 'access', $1, 'lab', $2::bigint FROM machines", pool, ready)
+	l.exec("ANALYZE machines, machine_state, machine_provided, work")
+}

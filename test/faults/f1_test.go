@@ -23,6 +23,7 @@ func TestF1(t *testing.T) {
 	r := newRig(t, "F1", rigOptions{lease: pick(1500*time.Millisecond, 2*time.Second)})
 	k := &killer{rig: r, points: newPoints(!run.quick), ended: make(chan *pod, 2*len(r.pods))}
 	r.fleet(20*time.Millisecond, 20)
+	r.strict = true
 	r.watchRules()
 	work := r.feed(40)
 	for _, p := range r.pods {

@@ -36,7 +36,7 @@ func TestF4(t *testing.T) {
 	}
 	r.watchRules()
 	work := r.feed(24)
-	r.Eventually(pick(3*time.Minute, 15*time.Minute), "each error was answered often enough", func(context.Context) error { return i.done(pick(40, 1000), pick(2, 50)) })
+	r.Eventually(pick(3*time.Minute, 15*time.Minute), "each error was answered often enough", func(context.Context) error { return i.done(pick(40, 1000), pick(2, 20)) })
 	work.stop()
 	r.awaitEnds("all claims have ended while errors go on")
 	for _, p := range r.pods {

@@ -34,6 +34,7 @@ type rig struct {
 	longest atomic.Int64 // the longest that the server took for a round trip, in nanoseconds
 	watcher *watcher
 	rules   []testbed.Rule // that hold at any moment
+	strict  bool           // some claims fail with the first failure of a machine
 }
 
 // rigOptions are what a fault needs otherwise. The zero value has three pods with a lease of three seconds.

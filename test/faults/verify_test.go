@@ -36,7 +36,7 @@ func (r *rig) verify() {
 	r.verifyHistory()
 	run.tally.add(r.fault, "claims that came to their end", int64(r.Count("SELECT count(*) FROM claims")))
 	// The rules at rest say whether it was so.
-	run.tally.add(r.fault, "of these, failed as a machine was lost ten times", int64(r.Count("SELECT count(*) FROM claims WHERE state = 'Failed'")))
+	run.tally.add(r.fault, "of these, failed as a machine did, or was lost ten times", int64(r.Count("SELECT count(*) FROM claims WHERE state = 'Failed'")))
 	if n := r.Count("SELECT count(*) FROM claims WHERE state = 'Complete'"); n == 0 {
 		r.T.Error("no claim is complete")
 	}

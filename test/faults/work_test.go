@@ -80,6 +80,9 @@ func (f *feeder) run(ctx context.Context) {
 	}
 }
 
+// strictEvery is one of how many claims fails with the first failure of a machine, where there are such: its end is a verdict of its owner.
+const strictEvery = 5
+
 // perClaim is how many machines a claim wants; it shares one of them with the next claim.
 const perClaim = 3
 
@@ -99,6 +102,9 @@ func (f *feeder) wave(ctx context.Context) error {
 	for i := 0; i+perClaim <= f.size; i += perClaim - 1 {
 		c := f.rig.Claim(fmt.Sprintf("c-%03d-%03d", n, i), names[i:i+perClaim]...)
 		c.Spec.MaxAttempts = attempts
+		if f.rig.strict && i%(strictEvery*(perClaim-1)) == 0 {
+			c.Spec.MaxAttempts = 1
+		}
 		claims = append(claims, c.Name)
 		objects = append(objects, c)
 	}

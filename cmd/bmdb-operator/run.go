@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -51,11 +52,19 @@ func run(ctx context.Context, c Config, out io.Writer) error {
 	}
 	log := logr.FromSlogHandler(slogger.Handler())
 	logAll(slogger)
-	if err := operate(ctx, c, slogger, log); err != nil {
+	switch err := operate(ctx, c, slogger, log); {
+	case err != nil && asTold(ctx, err):
+		log.Info("ended as it was told to", "while", err.Error())
+	case err != nil:
 		log.Error(err, "the operator ends")
 		return reportedError{err}
 	}
 	return nil
+}
+
+// asTold tells an error that only says that the process was told to end, while it still asked the API server or the database who they are.
+func asTold(ctx context.Context, err error) bool {
+	return ctx.Err() != nil && errors.Is(err, context.Canceled)
 }
 
 // operate is run, with a log.

@@ -7,15 +7,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
@@ -107,6 +112,42 @@ func TestRunWithTheGeneratedRights(t *testing.T) {
 		t.Fatal("the operator does not end")
 	}
 	log.verify(t)
+}
+
+// TestToldToEndBeforeItHasBegun is no failure, wherever it waits for an answer.
+func TestToldToEndBeforeItHasBegun(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	silent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		switch r.URL.Path { // what clients ask for before they ask for anything
+		case "/api":
+			fmt.Fprint(w, `{"kind": "APIVersions", "versions": ["v1"]}`)
+		case "/apis":
+			fmt.Fprint(w, `{"kind": "APIGroupList", "apiVersion": "v1", "groups": []}`)
+		case "/api/v1":
+			fmt.Fprint(w, `{"kind": "APIResourceList", "groupVersion": "v1", "resources": [{"name": "namespaces", "kind": "Namespace", "verbs": ["get"]}]}`)
+		default:
+			cancel()
+			<-r.Context().Done()
+		}
+	}))
+	defer silent.Close()
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := devenv.WriteKubeconfig(kubeconfig, &rest.Config{Host: silent.URL}); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	err := operate(ctx, Config{Kubeconfig: kubeconfig, PodName: "pod-1"}, log, logr.FromSlogHandler(log.Handler()))
+	if err == nil || !asTold(ctx, err) {
+		t.Errorf("ended with %v", err)
+	}
+	if !asTold(ctx, bmdbtest.Open(t, bmdbtest.NewURL(t)).RegisterCluster(ctx, "cluster-a")) {
+		t.Error("registering the cluster ended otherwise")
+	}
+	if asTold(ctx, errUnready) || asTold(t.Context(), context.Canceled) {
+		t.Error("a failure is taken for the end that it was told to come to")
+	}
 }
 
 func eventually(t *testing.T, what string, check func() error) {

@@ -54,12 +54,13 @@ type Watcher struct {
 	sink    Sink
 	log     logr.Logger
 
-	mu    sync.Mutex
-	shown map[thing]int64
-	told  map[thing]telling
-	since map[thing]time.Time // what is pending, and since when this watcher knows
-	acks  chan struct{}       // gets a value, of which it holds one, when something was shown
-	acked map[string]int64    // what was acknowledged last of providers, by pool and name, and is not pending
+	mu     sync.Mutex
+	shown  map[thing]int64
+	told   map[thing]telling
+	since  map[thing]time.Time // what is pending, and since when this watcher knows
+	acks   chan struct{}       // gets a value, of which it holds one, when something was shown
+	acked  map[string]int64    // what was acknowledged last of providers, by pool and name, and is not pending
+	lately map[thing]telling   // what was shown a moment ago: it may be read as pending once more
 }
 
 type thing struct{ kind, pool, id string }
@@ -74,7 +75,7 @@ type telling struct {
 func New(source Source, cluster string, sink Sink, log logr.Logger) *Watcher {
 	return &Watcher{
 		source: source, cluster: cluster, sink: sink, log: log, shown: map[thing]int64{}, told: map[thing]telling{}, since: map[thing]time.Time{},
-		acks: make(chan struct{}, 1), acked: map[string]int64{},
+		acks: make(chan struct{}, 1), acked: map[string]int64{}, lately: map[thing]telling{},
 	}
 }
 
@@ -90,7 +91,13 @@ func (w *Watcher) Shown(p bmdb.Pending) {
 		return
 	}
 	t := thing{p.Kind, p.Pool, p.ID}
-	w.shown[t] = max(w.shown[t], p.Rev)
+	w.lately[t] = telling{max(w.lately[t].rev, p.Rev), time.Now()}
+	w.acknowledge(t, p.Rev)
+}
+
+// acknowledge says, at the next look, that a revision was shown. It is called under the mutex.
+func (w *Watcher) acknowledge(t thing, rev int64) {
+	w.shown[t] = max(w.shown[t], rev)
 	select {
 	case w.acks <- struct{}{}:
 	default:
@@ -266,10 +273,16 @@ func (w *Watcher) news(pending []bmdb.Pending, now time.Time) []bmdb.Pending {
 		if before, known := w.told[t]; known && before.rev == p.Rev && now.Sub(before.at) < again {
 			continue
 		}
+		if shown, known := w.lately[t]; known && shown.rev >= p.Rev && now.Sub(shown.at) < again {
+			w.acknowledge(t, shown.rev) // it was shown before it was known to be pending
+			continue
+		}
 		w.told[t] = telling{p.Rev, now}
 		out = append(out, p)
 	}
-	maps.DeleteFunc(w.told, func(_ thing, told telling) bool { return now.Sub(told.at) >= again })
+	for _, known := range []map[thing]telling{w.told, w.lately} {
+		maps.DeleteFunc(known, func(_ thing, of telling) bool { return now.Sub(of.at) >= again })
+	}
 	return out
 }
 

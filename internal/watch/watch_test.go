@@ -181,6 +181,33 @@ func TestChangesAreToldAndAcknowledged(t *testing.T) {
 	l.acknowledged()
 }
 
+// TestWhatWasShownIsNotToldOfAgain: mostly somebody shows a change before it is known to be pending. Then it is acknowledged, and nobody looks; but
+// at what has changed since.
+func TestWhatWasShownIsNotToldOfAgain(t *testing.T) {
+	l := newLab(t, &sink{}, plain)
+	first := l.register("m", nil)
+	l.watcher.Shown(bmdb.Pending{Kind: bmdb.KindMachine, Pool: "metal", ID: first.MachineID.String(), Rev: first.Rev + 1})
+	next := l.register("m", map[string]string{"rack": "r1"})
+	if next.Rev != first.Rev+1 {
+		t.Fatalf("revision %d follows %d", next.Rev, first.Rev)
+	}
+	l.acknowledged()
+	for told := true; told; {
+		select {
+		case p := <-l.sink.changes: // it may have been told of the first before that was shown
+			if p.Rev == next.Rev {
+				t.Errorf("told of %+v, which was shown", p)
+			}
+		default:
+			told = false
+		}
+	}
+	last := l.register("m", map[string]string{"rack": "r2"})
+	if p := l.change(last.MachineID); p.Rev != last.Rev {
+		t.Errorf("told of revision %d, want %d", p.Rev, last.Rev)
+	}
+}
+
 // counting counts what is acknowledged of providers.
 type counting struct {
 	watch.Source

@@ -45,7 +45,7 @@ const (
 	// fleetPause is between two pages of a count of all machines, and fleetRest, for each page, before the next count: what counting costs the
 	// database in a minute does not grow with the fleet, and counts of a large one are older.
 	fleetPause = time.Second
-	fleetRest  = 6 * time.Second
+	fleetRest  = 15 * time.Second
 	// startEvery is how often it is looked whether there is a session, and whether this pod counts; neither asks the database for more.
 	startEvery = 3 * time.Second
 	readTime   = 10 * time.Second

@@ -10,6 +10,7 @@ import (
 	"strconv"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
@@ -54,7 +55,7 @@ func (o *Objects) Admit(ctx context.Context, term worker.Term, current func(ctx 
 		}
 		return worker.ErrGone
 	}
-	claim := &list[0]
+	claim := latest(&o.copies, &list[0], o.clock.Now())
 	for range freshTries {
 		if claim.DeletionTimestamp != nil {
 			return worker.ErrGone
@@ -72,11 +73,11 @@ func (o *Objects) Admit(ctx context.Context, term worker.Term, current func(ctx 
 		if err = o.addFinalizer(ctx, claim, term.Epoch); !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
 			break
 		}
-		latest, gone := o.latest(ctx, claim)
+		fresh, gone := o.read(ctx, claim)
 		if gone != nil {
 			return gone
 		}
-		claim = latest
+		claim = fresh
 	}
 	if err != nil {
 		return fmt.Errorf("add finalizer to WorkClaim %s/%s: %w", term.Pool, claim.Name, err)
@@ -95,10 +96,10 @@ func (o *Objects) Idle(ctx context.Context, term worker.Term) (bool, error) {
 		return claim.DeletionTimestamp == nil && termOf(claim) <= term.Epoch
 	}
 	for i := range list {
-		claim := &list[i]
+		claim := latest(&o.copies, &list[i], o.clock.Now())
 		if term.Admitted && !controllerutil.ContainsFinalizer(claim, FinalizerWork) {
 			// The cache may not show yet what this term has written.
-			if claim, err = o.latest(ctx, claim); errors.Is(err, worker.ErrGone) {
+			if claim, err = o.read(ctx, claim); errors.Is(err, worker.ErrGone) {
 				continue
 			} else if err != nil {
 				return false, err
@@ -130,9 +131,18 @@ func (o *Objects) Idle(ctx context.Context, term worker.Term) (bool, error) {
 // addFinalizer adds our finalizer for a term. The UID keeps it from making an object that is gone, the resource version from overwriting
 // what another term has written.
 func (o *Objects) addFinalizer(ctx context.Context, claim *v1alpha1.WorkClaim, epoch int64) error {
+	term := strconv.FormatInt(epoch, 10)
 	configuration := ac.WorkClaim(claim.Name, claim.Namespace).WithUID(claim.UID).WithResourceVersion(claim.ResourceVersion).
-		WithFinalizers(FinalizerWork).WithAnnotations(map[string]string{AnnotationTerm: strconv.FormatInt(epoch, 10)})
-	return o.client.Apply(ctx, configuration, FieldOwner, client.ForceOwnership)
+		WithFinalizers(FinalizerWork).WithAnnotations(map[string]string{AnnotationTerm: term})
+	if err := o.client.Apply(ctx, configuration, FieldOwner, client.ForceOwnership); err != nil {
+		return err
+	}
+	after := claim.DeepCopy()
+	after.ResourceVersion = value(configuration.ResourceVersion)
+	controllerutil.AddFinalizer(after, FinalizerWork)
+	metav1.SetMetaDataAnnotation(&after.ObjectMeta, AnnotationTerm, term)
+	o.copies.wrote(claim, after, o.clock.Now())
+	return nil
 }
 
 // always lets a finalizer be taken that no term relies on.
@@ -141,6 +151,7 @@ func always(*v1alpha1.WorkClaim) bool { return true }
 // free removes our finalizer if the object has it, as long as its latest state may be freed.
 func (o *Objects) free(ctx context.Context, claim *v1alpha1.WorkClaim, may func(*v1alpha1.WorkClaim) bool) error {
 	var err error
+	claim = latest(&o.copies, claim, o.clock.Now())
 	for range freshTries {
 		if !may(claim) || !controllerutil.ContainsFinalizer(claim, FinalizerWork) {
 			return nil
@@ -150,16 +161,19 @@ func (o *Objects) free(ctx context.Context, claim *v1alpha1.WorkClaim, may func(
 		controllerutil.RemoveFinalizer(freed, FinalizerWork)
 		delete(freed.Annotations, AnnotationTerm)
 		err = o.client.Patch(ctx, freed, client.MergeFromWithOptions(claim, client.MergeFromWithOptimisticLock{}), FieldOwner)
+		if err == nil {
+			o.copies.wrote(claim, freed, o.clock.Now())
+		}
 		if !apierrors.IsConflict(err) {
 			break
 		}
-		latest, gone := o.latest(ctx, claim)
+		fresh, gone := o.read(ctx, claim)
 		if errors.Is(gone, worker.ErrGone) {
 			return nil
 		} else if gone != nil {
 			return gone
 		}
-		claim = latest
+		claim = fresh
 	}
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("remove finalizer of WorkClaim %s/%s: %w", claim.Namespace, claim.Name, err)
@@ -167,8 +181,8 @@ func (o *Objects) free(ctx context.Context, claim *v1alpha1.WorkClaim, may func(
 	return nil
 }
 
-// latest reads an object from the API server. ErrGone: it is not there any more, or another one of its name is.
-func (o *Objects) latest(ctx context.Context, known *v1alpha1.WorkClaim) (*v1alpha1.WorkClaim, error) {
+// read reads an object from the API server. ErrGone: it is not there any more, or another one of its name is.
+func (o *Objects) read(ctx context.Context, known *v1alpha1.WorkClaim) (*v1alpha1.WorkClaim, error) {
 	claim := &v1alpha1.WorkClaim{}
 	switch err := o.live.Get(ctx, client.ObjectKeyFromObject(known), claim); {
 	case apierrors.IsNotFound(err) || err == nil && claim.UID != known.UID:

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -69,6 +70,8 @@ type lab struct {
 	machines  reconcile.Reconciler
 	claims    reconcile.Reconciler
 	providers reconcile.Reconciler
+
+	liveReads atomic.Int64 // of the API server itself
 
 	patching func()                // before the next patch
 	stale    []*v1alpha1.WorkClaim // what the cache shows instead of what is; nil: what is
@@ -144,7 +147,7 @@ func newLab(t *testing.T, o labOptions) *lab {
 	config := controllers.Config{
 		Cluster: o.cluster, Database: l.conn.Identity().ID, Pod: o.pod, Namespaces: o.namespaces, StatusInterval: o.interval, Stagger: o.stagger, Concurrency: 1,
 	}
-	kube := controllers.Kube{Client: l.client, Live: controllers.NewLive(direct, o.origin), Events: l.events, Clock: l.clock}
+	kube := controllers.Kube{Client: l.client, Live: controllers.NewLive(&counted{direct, &l.liveReads}, o.origin), Events: l.events, Clock: l.clock}
 	opener := drivers.NewOpener(l.client, direct, drivers.NewRegistry(ssh.AgentFiles(t.TempDir()), o.allowSimulated))
 	l.objects = controllers.NewObjects(config, kube, l.conn)
 	if !o.unwitnessed {
@@ -154,6 +157,17 @@ func newLab(t *testing.T, o labOptions) *lab {
 	l.providers = controllers.NewProviderConfigReconciler(config, kube, l.conn, opener, l.shown, l.objects)
 	l.claims = controllers.NewWorkClaimReconciler(config, kube, l.conn, l.workers, opener, process.Builtin(), l.shown, l.objects)
 	return l
+}
+
+// counted counts what is read.
+type counted struct {
+	client.Reader
+	reads *atomic.Int64
+}
+
+func (c *counted) Get(ctx context.Context, key client.ObjectKey, object client.Object, opts ...client.GetOption) error {
+	c.reads.Add(1)
+	return c.Reader.Get(ctx, key, object, opts...)
 }
 
 // listByIndex does what the cache's indexes do.

@@ -40,8 +40,14 @@ type MachineReconciler struct {
 
 // NewMachineReconciler returns a reconciler. objects passes on what changes in the database.
 func NewMachineReconciler(config Config, kube Kube, store MachineStore, shown Shower, objects *Objects) *MachineReconciler {
-	return &MachineReconciler{base: newBase(config, kube, shown, &objects.machines), store: store, objects: objects}
+	r := &MachineReconciler{base: newBase(config, kube, shown, &objects.machines, &objects.copies), store: store, objects: objects}
+	r.status.lane = make(chan struct{}, machinesAtOnce)
+	return r
 }
+
+// machinesAtOnce is how many Machines that show something already are written at once: some hundreds in a second where the API server has nothing else
+// to do, and where it has, the claims that all of that is done for come first.
+const machinesAtOnce = 2
 
 // SetupWithManager adds the controller to a manager.
 func (r *MachineReconciler) SetupWithManager(m ctrl.Manager) error {
@@ -64,6 +70,7 @@ func (r *MachineReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ct
 		}
 		return r.gone(ctx, req.NamespacedName)
 	}
+	s.machine = latest(r.status.copies, s.machine, r.Clock.Now())
 	s.view = bmdb.View{Cluster: r.config.Cluster, UID: string(s.machine.UID), Name: s.machine.Name}
 	for _, phase := range []func(context.Context, *machineScope) error{r.find, r.doubt, r.register, r.read} {
 		if err := phase(ctx, &s); err != nil {

@@ -16,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -39,6 +40,7 @@ type Objects struct {
 	client client.Client
 	live   client.Reader
 	store  ObjectStore
+	clock  clock.PassiveClock
 	log    logr.Logger
 
 	machines, claims, providers inbox
@@ -47,13 +49,16 @@ type Objects struct {
 	ends                        ends
 	trust                       trust
 	newest                      newest
+	copies                      copies
+	patience                    patience
+	releases                    releases
 }
 
 var _ worker.Objects = (*Objects)(nil)
 
 // NewObjects returns the objects of a cluster.
 func NewObjects(config Config, kube Kube, store ObjectStore) *Objects {
-	return &Objects{config: config, client: kube.Client, live: kube.Live, store: store, log: ctrl.Log.WithName("objects")}
+	return &Objects{config: config, client: kube.Client, live: kube.Live, store: store, clock: kube.Clock, log: ctrl.Log.WithName("objects")}
 }
 
 // Changed implements watch.Sink. It returns false if nobody here shows what has changed.
@@ -132,7 +137,7 @@ func (o *Objects) claimChanged(ctx context.Context, pool, key string, after time
 		return false, err
 	}
 	for i := range list {
-		o.claims.add(client.ObjectKeyFromObject(&list[i]), after)
+		o.claims.add(client.ObjectKeyFromObject(&list[i]), max(after, o.patience.left(list[i].UID, o.clock.Now())))
 	}
 	if len(list) > 0 {
 		return true, nil
@@ -205,6 +210,11 @@ func (o *Objects) Missing(ctx context.Context, target bmdb.Target) (bool, error)
 
 // ClaimChanged implements worker.Objects.
 func (o *Objects) ClaimChanged(pool, key string) {
+	o.look(pool, key, func(claim *v1alpha1.WorkClaim) time.Duration { return o.patience.left(claim.UID, o.clock.Now()) })
+}
+
+// look asks for a look at the objects of a claim, each after a time.
+func (o *Objects) look(pool, key string, after func(*v1alpha1.WorkClaim) time.Duration) {
 	ctx := context.Background() // reads the cache only
 	list, err := claimsOf(ctx, o.client, pool, key)
 	if err != nil {
@@ -212,14 +222,14 @@ func (o *Objects) ClaimChanged(pool, key string) {
 		return
 	}
 	for i := range list {
-		o.claims.add(client.ObjectKeyFromObject(&list[i]), 0)
+		o.claims.add(client.ObjectKeyFromObject(&list[i]), after(&list[i]))
 	}
 }
 
 // ClaimOver implements worker.Objects.
 func (o *Objects) ClaimOver(pool, key string) {
 	o.ends.saw(client.ObjectKey{Namespace: pool, Name: key})
-	o.ClaimChanged(pool, key)
+	o.look(pool, key, func(*v1alpha1.WorkClaim) time.Duration { return 0 })
 }
 
 // ProviderFailed implements worker.Objects.

@@ -25,15 +25,16 @@ func statusWiped() predicate.Predicate {
 	}
 }
 
-// toLetGo lets updates pass of claims that begin to be deleted, and of those that are over and have our finalizer still.
-func toLetGo() predicate.Predicate {
+// toLetGo lets updates pass of claims that begin to be deleted, and of those that are over and have our finalizer still, but for the updates that this
+// replica has made itself: it goes on by itself.
+func (o *Objects) toLetGo() predicate.Predicate {
 	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 		claim, ok := e.ObjectNew.(*v1alpha1.WorkClaim)
 		if !ok {
 			return false
 		}
 		over := meta.IsStatusConditionTrue(claim.Status.Conditions, string(v1alpha1.ConditionFinished))
-		return e.ObjectOld.GetDeletionTimestamp().IsZero() && !claim.DeletionTimestamp.IsZero() || over && controllerutil.ContainsFinalizer(claim, FinalizerWork)
+		return e.ObjectOld.GetDeletionTimestamp().IsZero() && !claim.DeletionTimestamp.IsZero() || over && controllerutil.ContainsFinalizer(claim, FinalizerWork) && !o.copies.ours(claim)
 	}}
 }
 

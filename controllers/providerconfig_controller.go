@@ -53,7 +53,7 @@ type ProviderConfigReconciler struct {
 
 // NewProviderConfigReconciler returns a reconciler. objects passes on what changes in the database.
 func NewProviderConfigReconciler(config Config, kube Kube, store ProviderStore, opener DriverOpener, shown Shower, objects *Objects) *ProviderConfigReconciler {
-	return &ProviderConfigReconciler{base: newBase(config, kube, shown, &objects.providers), store: store, drivers: opener, objects: objects, names: &objects.providerNames}
+	return &ProviderConfigReconciler{base: newBase(config, kube, shown, &objects.providers, &objects.copies), store: store, drivers: opener, objects: objects, names: &objects.providerNames}
 }
 
 // SetupWithManager adds the controller to a manager.
@@ -70,30 +70,31 @@ func (r *ProviderConfigReconciler) Reconcile(ctx context.Context, req ctrl.Reque
 	if !r.config.serves(req.Namespace) {
 		return ctrl.Result{}, nil
 	}
-	var config v1alpha1.ProviderConfig
-	if err := r.Client.Get(ctx, req.NamespacedName, &config); err != nil {
+	config := &v1alpha1.ProviderConfig{}
+	if err := r.Client.Get(ctx, req.NamespacedName, config); err != nil {
 		if !apierrors.IsNotFound(err) {
 			return ctrl.Result{}, fmt.Errorf("get ProviderConfig %s: %w", req, err)
 		}
 		return r.gone(ctx, req.NamespacedName)
 	}
+	config = latest(r.status.copies, config, r.Clock.Now())
 	r.names.remember(req.NamespacedName, config.Name, string(config.UID))
-	if doubts, err := r.doubt(ctx, &config); err != nil || doubts != nil {
+	if doubts, err := r.doubt(ctx, config); err != nil || doubts != nil {
 		if doubts != nil {
-			return r.show(ctx, &config, nil, nil, doubts)
+			return r.show(ctx, config, nil, nil, doubts)
 		}
 		return ctrl.Result{}, err
 	}
-	refusal, state, err := r.bring(ctx, &config)
+	refusal, state, err := r.bring(ctx, config)
 	if err != nil {
-		if refusal = unrecorded(&config, err); refusal == nil {
+		if refusal = unrecorded(config, err); refusal == nil {
 			return ctrl.Result{}, err
 		}
 		var cancel context.CancelFunc
 		ctx, cancel = telling(ctx)
 		defer cancel()
 	}
-	result, showErr := r.show(ctx, &config, state, refusal, nil)
+	result, showErr := r.show(ctx, config, state, refusal, nil)
 	return result, errors.Join(err, showErr)
 }
 

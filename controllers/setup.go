@@ -80,10 +80,10 @@ type base struct {
 	waited *once
 }
 
-func newBase(config Config, kube Kube, shown Shower, inbox *inbox) base {
+func newBase(config Config, kube Kube, shown Shower, inbox *inbox, copies *copies) base {
 	return base{
 		Kube: kube, config: config, shown: shown, inbox: inbox, waited: &once{},
-		status: statusWriter{client: kube.Client, clock: kube.Clock, interval: config.StatusInterval, own: &writeTimes{}},
+		status: statusWriter{client: kube.Client, clock: kube.Clock, interval: config.StatusInterval, own: &writeTimes{}, copies: copies},
 	}
 }
 
@@ -185,13 +185,15 @@ func (i *inbox) source() source.Source {
 	})
 }
 
-// add asks for a reconciliation after a time.
-func (i *inbox) add(key client.ObjectKey, after time.Duration) {
+// add asks for a reconciliation after a time, and tells whether there is a controller to do it.
+func (i *inbox) add(key client.ObjectKey, after time.Duration) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.queue != nil {
-		i.queue.AddAfter(reconcile.Request{NamespacedName: key}, after)
+	if i.queue == nil {
+		return false
 	}
+	i.queue.AddAfter(reconcile.Request{NamespacedName: key}, after)
+	return true
 }
 
 // once tells what is seen for the first time. It forgets now and then: it is about moments. It is safe for concurrent use.

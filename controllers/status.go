@@ -35,6 +35,8 @@ type statusWriter struct {
 	clock    clock.PassiveClock
 	interval time.Duration // least time between two writes to an object; 0: none
 	own      *writeTimes
+	copies   *copies
+	lane     chan struct{} // holds as many values as objects that show something may be written at once; nil: any number
 }
 
 // write makes status the object's, by server-side apply. Nothing is written if the object has it already; nothing is written, and a
@@ -48,9 +50,17 @@ func (w *statusWriter) write(ctx context.Context, object client.Object, current,
 	if wait := w.early(object); wait > 0 && !final {
 		return false, wait, nil
 	}
-	configuration, err := statusConfiguration(object, status)
+	configuration, result, err := statusConfiguration(object, status)
 	if err != nil {
 		return false, 0, err
+	}
+	if w.lane != nil && readyOf(object).Status != "" {
+		select {
+		case w.lane <- struct{}{}:
+			defer func() { <-w.lane }()
+		case <-ctx.Done():
+			return false, 0, fmt.Errorf("write status of %s/%s: %w", object.GetNamespace(), object.GetName(), context.Cause(ctx))
+		}
 	}
 	err = w.client.Status().Apply(ctx, configuration, FieldOwner, client.ForceOwnership)
 	switch {
@@ -63,6 +73,10 @@ func (w *statusWriter) write(ctx context.Context, object client.Object, current,
 	}
 	if w.interval > 0 {
 		w.own.add(object.GetUID(), w.clock.Now(), w.interval)
+	}
+	// That the API server's answer cannot be read means only that the next write waits for the cache.
+	if after, err := result(); err == nil {
+		w.copies.wrote(object, after, w.clock.Now())
 	}
 	return true, 0, nil
 }
@@ -121,24 +135,42 @@ func (t *writeTimes) add(uid types.UID, now time.Time, interval time.Duration) {
 }
 
 // statusConfiguration returns the apply configuration of an object's status. The UID keeps it from making an object that is gone, the
-// resource version from overwriting what the caller has not seen.
-func statusConfiguration(object client.Object, status any) (runtime.ApplyConfiguration, error) {
+// resource version from overwriting what the caller has not seen. result is the object as it was left by applying the configuration, to which
+// the client writes the API server's answer.
+func statusConfiguration(object client.Object, status any) (_ runtime.ApplyConfiguration, result func() (client.Object, error), err error) {
 	switch o := object.(type) {
 	case *v1alpha1.Machine:
-		c := ac.Machine(o.Name, o.Namespace).WithUID(o.UID).WithResourceVersion(o.ResourceVersion).WithStatus(ac.MachineStatus())
-		return c, convert(status, c.Status)
+		c, after := ac.Machine(o.Name, o.Namespace).WithUID(o.UID).WithResourceVersion(o.ResourceVersion).WithStatus(ac.MachineStatus()), o.DeepCopy()
+		return c, func() (client.Object, error) {
+			after.ResourceVersion, after.Status = value(c.ResourceVersion), v1alpha1.MachineStatus{}
+			return after, convert(c.Status, &after.Status)
+		}, convert(status, c.Status)
 	case *v1alpha1.WorkClaim:
-		c := ac.WorkClaim(o.Name, o.Namespace).WithUID(o.UID).WithResourceVersion(o.ResourceVersion).WithStatus(ac.WorkClaimStatus())
-		return c, convert(status, c.Status)
+		c, after := ac.WorkClaim(o.Name, o.Namespace).WithUID(o.UID).WithResourceVersion(o.ResourceVersion).WithStatus(ac.WorkClaimStatus()), o.DeepCopy()
+		return c, func() (client.Object, error) {
+			after.ResourceVersion, after.Status = value(c.ResourceVersion), v1alpha1.WorkClaimStatus{}
+			return after, convert(c.Status, &after.Status)
+		}, convert(status, c.Status)
 	case *v1alpha1.ProviderConfig:
-		c := ac.ProviderConfig(o.Name, o.Namespace).WithUID(o.UID).WithResourceVersion(o.ResourceVersion).WithStatus(ac.ProviderConfigStatus())
-		return c, convert(status, c.Status)
+		c, after := ac.ProviderConfig(o.Name, o.Namespace).WithUID(o.UID).WithResourceVersion(o.ResourceVersion).WithStatus(ac.ProviderConfigStatus()), o.DeepCopy()
+		return c, func() (client.Object, error) {
+			after.ResourceVersion, after.Status = value(c.ResourceVersion), v1alpha1.ProviderConfigStatus{}
+			return after, convert(c.Status, &after.Status)
+		}, convert(status, c.Status)
 	default:
-		return nil, fmt.Errorf("write status: %T has none", object)
+		return nil, nil, fmt.Errorf("write status: %T has none", object)
 	}
 }
 
-// convert makes a status an apply configuration, which has the same JSON.
+// value is what a field of an apply configuration says; nil says nothing.
+func value(field *string) string {
+	if field == nil {
+		return ""
+	}
+	return *field
+}
+
+// convert makes a status an apply configuration, or the other way round: both have the same JSON.
 func convert(status, configuration any) error {
 	data, err := json.Marshal(status)
 	if err != nil {

@@ -66,14 +66,17 @@ type WorkClaimReconciler struct {
 // NewWorkClaimReconciler returns a reconciler. processes are those that this version carries out.
 func NewWorkClaimReconciler(config Config, kube Kube, store ClaimStore, workers Workers, selections Selections, processes process.Set, shown Shower, objects *Objects) *WorkClaimReconciler {
 	return &WorkClaimReconciler{
-		base: newBase(config, kube, shown, &objects.claims), store: store, workers: workers, selections: selections, processes: processes, objects: objects,
+		base: newBase(config, kube, shown, &objects.claims, &objects.copies), store: store, workers: workers, selections: selections, processes: processes, objects: objects,
 	}
 }
 
 // SetupWithManager adds the controller to a manager.
 func (r *WorkClaimReconciler) SetupWithManager(m ctrl.Manager) error {
+	if err := (&releaser{r.objects}).SetupWithManager(m); err != nil {
+		return err
+	}
 	return ctrl.NewControllerManagedBy(m).
-		For(&v1alpha1.WorkClaim{}, builder.WithPredicates(predicate.Or(r.objects.watch(), predicate.GenerationChangedPredicate{}, statusWiped(), toLetGo()))).
+		For(&v1alpha1.WorkClaim{}, builder.WithPredicates(predicate.Or(r.objects.watch(), predicate.GenerationChangedPredicate{}, statusWiped(), r.objects.toLetGo()))).
 		Watches(&v1alpha1.ProviderConfig{}, handler.EnqueueRequestsFromMapFunc(r.claimsOfPool), builder.WithPredicates(readyChanged())).
 		WatchesRawSource(r.inbox.source()).
 		WithOptions(r.config.options()).
@@ -108,6 +111,7 @@ func (r *WorkClaimReconciler) Reconcile(ctx context.Context, req ctrl.Request) (
 		}
 		return r.gone(ctx, req.NamespacedName)
 	}
+	s.claim = latest(r.status.copies, s.claim, r.Clock.Now())
 	s.key = s.claim.EffectiveKey()
 	s.view = bmdb.View{Cluster: r.config.Cluster, UID: string(s.claim.UID), Name: s.claim.Name}
 	if wait, err := r.replaced(ctx, &s); err != nil || wait > 0 {
@@ -117,10 +121,16 @@ func (r *WorkClaimReconciler) Reconcile(ctx context.Context, req ctrl.Request) (
 	if !s.claim.DeletionTimestamp.IsZero() {
 		return r.finish(ctx, &s)
 	}
-	for _, phase := range []func(context.Context, *claimScope) error{r.findTwin, r.judge, r.read, r.doubt, r.attach, r.read} {
+	for _, phase := range []func(context.Context, *claimScope) error{r.findTwin, r.judge, r.recall, r.doubt, r.attach} {
 		if err := phase(ctx, &s); err != nil {
 			return ctrl.Result{}, r.fail(ctx, &s, err)
 		}
+	}
+	if wait := r.wait(&s); wait > 0 {
+		return ctrl.Result{RequeueAfter: wait}, nil
+	}
+	if err := r.read(ctx, &s); err != nil {
+		return ctrl.Result{}, r.fail(ctx, &s, err)
 	}
 	return r.show(ctx, &s)
 }

@@ -35,6 +35,7 @@ type claimScope struct {
 	refusal  *projection.Verdict
 	again    time.Duration // when the refusal may have passed; 0: not by itself
 	conflict bool          // the row is that of another spec
+	running  bool          // the database was just told of it, and it is to be carried out
 	snapshot *bmdb.ClaimSnapshot
 	doubts   *projection.Verdict // of the database
 }
@@ -223,10 +224,35 @@ func (r *WorkClaimReconciler) attach(ctx context.Context, s *claimScope) error {
 	r.objects.names.attached(s.name, told)
 	s.snapshot = nil
 	if attachment.State == bmdb.ClaimRunning && s.runnable {
+		s.running = s.refusal == nil
 		r.workers.Poll()
 		r.workers.Wake(s.name.Namespace, s.key)
 	}
 	return nil
+}
+
+// recall reads the claim's row, which tells whether the database still knows what it was told. Of an object that was never shown anything, and that
+// the database was not told of, there is nothing to know before it is.
+func (r *WorkClaimReconciler) recall(ctx context.Context, s *claimScope) error {
+	if s.twin == "" && s.claim.Status.DatabaseID == "" && r.objects.names.recall(s.name).generation == 0 {
+		return nil
+	}
+	return r.read(ctx, s)
+}
+
+// firstStatus is for how long nothing is shown of a claim that the database was just told of, if nothing is to be said but that it is carried out:
+// short works have ended by then, and what has ended is shown at once.
+const firstStatus = time.Second
+
+// wait is how long this replica leaves a new object without a status.
+func (r *WorkClaimReconciler) wait(s *claimScope) time.Duration {
+	if !s.running || r.config.Stagger == 0 || readyOf(s.claim).Status != "" {
+		return r.stagger(s.claim, s.key)
+	}
+	r.waited.first(s.claim.UID)
+	wait := firstStatus + r.config.turn(s.name.Namespace, s.key)
+	r.objects.patience.have(s.claim.UID, r.Clock.Now(), wait)
+	return wait
 }
 
 // read reads the claim's row, unless that was done.
@@ -327,7 +353,7 @@ func (r *WorkClaimReconciler) afterwards(ctx context.Context, s *claimScope) (ct
 		if s.snapshot.Active > 0 || r.workers.Holds(s.name.Namespace, s.key) {
 			return ctrl.Result{RequeueAfter: jitter(deletePoll)}, nil
 		}
-		if err := r.objects.free(ctx, s.claim, always); err != nil {
+		if err := r.objects.letGo(ctx, s.claim); err != nil {
 			return ctrl.Result{}, err
 		}
 	}

@@ -245,6 +245,9 @@ func endClaims(t *testing.T, c client.Client, namespace string, each int, writes
 			if !over(&list.Items[i]) {
 				return errors.New(list.Items[i].Name + " is not")
 			}
+			if finalizers := list.Items[i].Finalizers; len(finalizers) > 0 {
+				return fmt.Errorf("%s has finalizers %v", list.Items[i].Name, finalizers)
+			}
 		}
 		writes.mu.Lock()
 		defer writes.mu.Unlock()

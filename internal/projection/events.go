@@ -30,10 +30,11 @@ func ReadyOf(conditions []metav1.Condition) Ready {
 }
 
 // Transition returns the text and type of the event that tells of a change of Ready, and false where there is nothing to tell. Reasons
-// that come and go while all is well are not told: Working, BackedOff and the like are in the status.
+// that come and go while all is well are not told: Working, BackedOff and the like are in the status. Nor is an object that was well from the
+// first moment that it showed anything: nothing has changed, and fleets and bursts of claims are made of such.
 func Transition(before, after Ready) (note, kind string, ok bool) {
 	switch {
-	case before.Status == after.Status && before.Reason == after.Reason:
+	case before.Status == after.Status && before.Reason == after.Reason, before.Status == "" && after.Status == string(metav1.ConditionTrue):
 		return "", "", false
 	case after.Stalled:
 		return after.Message, corev1.EventTypeWarning, true

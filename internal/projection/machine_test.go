@@ -154,7 +154,10 @@ func TestTransitions(t *testing.T) {
 		kind          string
 	}{
 		{"first look", projection.Ready{}, ready("False", "Pending", false), ""},
-		{"recorded", projection.Ready{}, ready("True", "Recorded", false), "Normal"},
+		{"recorded", projection.Ready{}, ready("True", "Recorded", false), ""},
+		{"recorded after it could not be", ready("False", "NotRecorded", false), ready("True", "Recorded", false), "Normal"},
+		{"complete at once", projection.Ready{}, ready("True", "Complete", false), ""},
+		{"stalled at once", projection.Ready{}, ready("False", "NoSuchMachine", true), "Warning"},
 		{"the same", ready("True", "Recorded", false), ready("True", "Recorded", false), ""},
 		{"waits", ready("False", "Working", false), ready("False", "BackedOff", false), ""},
 		{"complete", ready("False", "Working", false), ready("True", "Complete", false), "Normal"},

@@ -58,12 +58,16 @@ func (w *walk) take(provider string) stock {
 	return s
 }
 
-// fresh returns sources of what is in stock and was read a moment ago.
+// fresh returns sources of what is in stock and was read a moment ago. They have something once, and keep what was not tried.
 func (w *walk) fresh() (sources []source) {
 	for provider, s := range w.stocks {
 		if len(s.left) > 0 && now().sub(s.read) < stockLasts {
-			w.take(provider)
-			sources = append(sources, w.atOnce(provider, s.left, s.read))
+			sources = append(sources, source{
+				provider: provider,
+				stocked:  true,
+				next:     func(context.Context) ([]candidate, bool, error) { return w.take(provider).left, false, nil },
+				putBack:  func(left []candidate) { w.keep(provider, left, s.read) },
+			})
 		}
 	}
 	return sources
@@ -134,6 +138,7 @@ func before(id uuid.UUID) uuid.UUID {
 // source yields the candidates of one provider, or of names, in batches.
 type source struct {
 	provider string
+	stocked  bool // nobody has looked at whether the provider has room
 	next     func(ctx context.Context) (found []candidate, more bool, err error)
 	putBack  func(left []candidate) // keeps for the next round what this one had no room for
 }

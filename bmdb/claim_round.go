@@ -111,14 +111,19 @@ func (s *Session) startFrom(ctx context.Context, claim *OwnedClaim, src source, 
 		if err != nil {
 			return works, false, err
 		}
+		// Some more than there is room for: one or the other will be locked, or not eligible any more. Each is locked for the others.
+		size := room + room/8 + 1
 		for len(found) > 0 && room > 0 {
-			// Some more than there is room for: one or the other will be locked, or not eligible any more. Each is locked for the others.
-			batch := found[:min(int64(len(found)), room+room/8+1, pageSize)]
+			batch := found[:min(int64(len(found)), size, pageSize)]
 			found = found[len(batch):]
 			got, err := s.startBatchFor(ctx, claim, src.provider, batch, room)
 			works, room = append(works, got...), room-int64(len(got))
-			if err != nil {
+			if err != nil || len(got) == 0 && src.stocked {
+				src.putBack(found)
 				return works, false, err
+			}
+			if size *= 4; len(got) > 0 {
+				size = room + room/8 + 1
 			}
 		}
 		src.putBack(found)

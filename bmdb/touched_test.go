@@ -4,6 +4,7 @@
 package bmdb_test
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 
@@ -99,4 +100,33 @@ func fill(l *lab, machines int) {
 	l.exec("INSERT INTO machine_provided (machine_id, provider, provider_id, pool) SELECT machine_id, 'lab', machine_id::text, $1 FROM machines", pool)
 	l.exec("INSERT INTO work (machine_id, process, slot, pool, provider, state) SELECT machine_id, 'AgentStart', 'access', $1, 'lab', $2::bigint FROM machines", pool, ready)
 	l.exec("ANALYZE machines, machine_state, machine_provided, work")
+}
+
+// A claim that waits for room at a provider does not go through all that it knows to be ready there, each time that it looks.
+func TestRoundAtLimit(t *testing.T) {
+	t.Parallel()
+	l, p := newProxiedLab(t, inClusterA, func(c *bmdb.Config) { c.MaxConnections = 1 })
+	fill(l, 400)
+	l.exec("INSERT INTO limits (limit_id, maximum) VALUES ('provider/' || $1 || '/lab', 1)", pool)
+	l.exec("INSERT INTO limit_slots (limit_id, n, open) VALUES ('provider/' || $1 || '/lab', 1, true)", pool)
+	ctx, s := t.Context(), l.session(bmdb.WithoutBeat())
+	attachOnly(t, l.conn, bmdb.ClaimSpec{
+		Pool: pool, Key: "all", Process: string(model.ProcessAgentStart), Mode: bmdb.ModeDrain, Selector: &bmdb.Selector{}, Parallelism: 9,
+	})
+	claims, err := s.OwnClaims(ctx, 1)
+	if err != nil || len(claims) != 1 {
+		t.Fatalf("owned %d claims: %v", len(claims), err)
+	}
+	works, err := s.ClaimRound(ctx, claims[0], 1)
+	if err != nil || len(works) != 1 {
+		t.Fatalf("started %d works: %v", len(works), err)
+	}
+	before := p.syncs.Load()
+	if _, err := s.ClaimRound(ctx, claims[0], 2); !errors.Is(err, bmdb.ErrNothingToDo) {
+		t.Errorf("got %v, want nothing to do", err)
+	}
+	// The claim, a try from what is in stock, and the providers that have room.
+	if got := p.syncs.Load() - before; got > 3 {
+		t.Errorf("it took %d round trips", got)
+	}
 }

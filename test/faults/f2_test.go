@@ -38,7 +38,8 @@ func TestF2(t *testing.T) {
 	r.watchRules()
 	work := r.feed(24)
 	places := []string{
-		"retrieval: after", "check before a step: after", "step Connect: asked", "step Start: done", "commit: before", "commit: after", "beat: before",
+		"retrieval: after", "check before a step: after", "step Connect: asked", "step Start: done", "commit: before", "commit: after",
+		"counts of an end: before", "beat: before",
 	}
 	for range pick(1, 6) {
 		rand.New(r.random).Shuffle(len(places), func(i, j int) { places[i], places[j] = places[j], places[i] })

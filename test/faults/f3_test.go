@@ -127,7 +127,7 @@ func (c *cutter) swallowEnd(p *pod, l *line, stream string) {
 	begun := make(chan error, 1)
 	var once sync.Once
 	p.setHook(func(t *wire.Trip, side wire.Side) wire.Verdict {
-		if side == wire.Before && t.Has("End") && t.Has("COMMIT") {
+		if side == wire.Before && t.Has("CountEnds") && t.Has("COMMIT") {
 			once.Do(func() { begun <- l.add("timeout", stream, map[string]int{"timeout": 0}) })
 			return wire.Verdict{}
 		}
@@ -151,7 +151,7 @@ func (c *cutter) aim(times int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.aims = map[aim]int{}
-	for _, stage := range []string{"own a claim", "retrieval", "commit"} {
+	for _, stage := range []string{"own a claim", "retrieval", "counts of an end"} {
 		c.aims[aim{stage, wire.Before}], c.aims[aim{stage, wire.After}] = times, times
 	}
 }

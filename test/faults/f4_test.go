@@ -126,7 +126,7 @@ func (i *injector) tell(t *wire.Trip, v wire.Verdict) {
 
 // decisive are the statements that decide who has a machine, and what became of it. Each kind must have struck at them, too.
 func decisive() map[string]string {
-	return map[string]string{", at starts of works": "StartBatch", ", at ends of works": "End"}
+	return map[string]string{", at starts of works": "StartBatch", ", at ends of works": "CountEnds"}
 }
 
 // done returns an error unless there were as many of each kind, and some at what decides.

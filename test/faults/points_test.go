@@ -27,6 +27,7 @@ func stages() []stage {
 		{"retrieval", []string{"StartBatch"}},
 		{"check before a step", []string{"Progress", "Check"}},
 		{"commit", []string{"End"}},
+		{"counts of an end", []string{"CountEnds"}},
 		{"review of a claim", []string{"LockForReview", "WriteOutlook", "CountSkipped"}},
 		{"end of a claim", []string{"EndClaim"}},
 		{"start of a session", []string{"StartSession"}},

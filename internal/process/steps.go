@@ -26,7 +26,8 @@ type Work interface {
 	PreviousCheckpoint() []byte
 }
 
-// NewSteps returns the steps of a driver that works under w. changed is called after each step that shows something new.
+// NewSteps returns the steps of a driver that works under w. changed is called once for each step that shows something new, beside the driver: the
+// step does not wait for it.
 func NewSteps(w Work, changed func()) provider.Steps { return &steps{work: w, changed: changed} }
 
 type steps struct {
@@ -47,7 +48,9 @@ func (s *steps) Step(ctx context.Context, name string, percent int) error {
 	if err := s.work.Progress(ctx, name, tens); err != nil {
 		return err
 	}
-	s.changed()
+	// Between the last look at whether the work is still ours and the step there is nothing that takes time: who is stopped in it would begin the step
+	// when it wakes.
+	go s.changed()
 	return nil
 }
 

@@ -197,10 +197,15 @@ type sink struct {
 
 // Changed implements watch.Sink.
 func (s sink) Changed(ctx context.Context, p bmdb.Pending) (bool, error) {
+	s.Known(p)
+	return s.objects.Changed(ctx, p)
+}
+
+// Known implements watch.Sink. Claims look at what has changed whoever has shown it.
+func (s sink) Known(p bmdb.Pending) {
 	if p.Kind != bmdb.KindClaim {
 		s.engine.WakePool(p.Pool)
 	}
-	return s.objects.Changed(ctx, p)
 }
 
 // Everything implements watch.Sink.

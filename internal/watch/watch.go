@@ -33,6 +33,8 @@ type Sink interface {
 	// Changed is told of something to show, and again while it has not been shown for a while. It must not wait. Who has shown it calls
 	// Watcher.Shown. It returns false if there is nobody to show it to.
 	Changed(ctx context.Context, p bmdb.Pending) (bool, error)
+	// Known is told, in the place of Changed, of something that was shown before the watcher heard that it has changed. It must not wait.
+	Known(p bmdb.Pending)
 	// Everything may have changed. It must not wait.
 	Everything(ctx context.Context) error
 }
@@ -240,7 +242,11 @@ func (w *Watcher) poll(ctx context.Context) (found state, err error) {
 		found = waiting
 	}
 	w.note(pending, acks, time.Now())
-	for _, p := range w.news(pending, time.Now()) {
+	news, known := w.news(pending, time.Now())
+	for _, p := range known {
+		w.sink.Known(p)
+	}
+	for _, p := range news {
 		found = busy
 		switch somebody, err := w.sink.Changed(ctx, p); {
 		case err != nil:
@@ -263,27 +269,27 @@ func (w *Watcher) takeShown() []bmdb.Pending {
 	return acks
 }
 
-// news returns what the sink was not told of lately.
-func (w *Watcher) news(pending []bmdb.Pending, now time.Time) []bmdb.Pending {
+// news returns what the sink was not told of lately, and of that apart what was shown already.
+func (w *Watcher) news(pending []bmdb.Pending, now time.Time) (out, shown []bmdb.Pending) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var out []bmdb.Pending
 	for _, p := range pending {
 		t := thing{p.Kind, p.Pool, p.ID}
 		if before, known := w.told[t]; known && before.rev == p.Rev && now.Sub(before.at) < again {
 			continue
 		}
-		if shown, known := w.lately[t]; known && shown.rev >= p.Rev && now.Sub(shown.at) < again {
-			w.acknowledge(t, shown.rev) // it was shown before it was known to be pending
+		w.told[t] = telling{p.Rev, now}
+		if last, known := w.lately[t]; known && last.rev >= p.Rev && now.Sub(last.at) < again {
+			w.acknowledge(t, last.rev)
+			shown = append(shown, p)
 			continue
 		}
-		w.told[t] = telling{p.Rev, now}
 		out = append(out, p)
 	}
 	for _, known := range []map[thing]telling{w.told, w.lately} {
 		maps.DeleteFunc(known, func(_ thing, of telling) bool { return now.Sub(of.at) >= again })
 	}
-	return out
+	return out, shown
 }
 
 func sleep(ctx context.Context, d time.Duration) {

@@ -68,14 +68,14 @@ func (r *Rows) cycle(ctx context.Context, _ int) error {
 	}
 	machine, work := r.machines[i], uuid.New()
 	return r.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
-		if err := send(ctx, conn, begin, query{"SELECT machine_id FROM work WHERE process = 'AgentStart' AND machine_id >= $1 AND state = 2 ORDER BY machine_id LIMIT 1", []any{machine}}); err != nil {
+		if err := send(ctx, conn, begin, query{"SELECT machine_id FROM work WHERE process = 'AgentStart' AND machine_id >= $1 AND state = $2::bigint ORDER BY machine_id LIMIT 1", []any{machine, ready}}); err != nil {
 			return err
 		}
 		if err := send(
 			ctx, conn,
 			query{"UPDATE machine_state SET rev = rev + 1 WHERE machine_id = $1", []any{machine}},
-			query{"UPDATE work SET state = 3, work_id = $2, session_id = $3, fence = 2, attempt = 1, started_at = clock_timestamp() WHERE machine_id = $1 AND process = 'AgentStart'",
-				[]any{machine, work, r.pod}},
+			query{"UPDATE work SET state = $4::bigint, work_id = $2, session_id = $3, fence = 2, attempt = 1, started_at = clock_timestamp() WHERE machine_id = $1 AND process = 'AgentStart'",
+				[]any{machine, work, r.pod, claimed}},
 			query{insertEvent + "0, 'AgentStart', 'Started'" + restOfEvent, []any{machine, work, r.pod}},
 			commit,
 		); err != nil {
@@ -85,11 +85,11 @@ func (r *Rows) cycle(ctx context.Context, _ int) error {
 			ctx, conn, begin,
 			query{"UPDATE machine_state SET rev = rev + 1, facts = ARRAY['Provided', 'AgentStarted'], unresponsive_at = clock_timestamp() + interval '30 minutes' WHERE machine_id = $1",
 				[]any{machine}},
-			query{"UPDATE work SET state = 0, work_id = NULL WHERE machine_id = $1 AND process = 'AgentStart'", []any{machine}},
+			query{"UPDATE work SET state = $2::bigint, work_id = NULL WHERE machine_id = $1 AND process = 'AgentStart'", []any{machine, idle}},
 			query{insertEvent + "1, 'AgentStart', 'Finished'" + restOfEvent, []any{machine, work, r.pod}},
 			query{"INSERT INTO machine_agent_started (machine_id, agent_started_at, agent_public_key) VALUES ($1, clock_timestamp(), '\\x00'::bytea)", []any{machine}},
 			query{"INSERT INTO work (machine_id, process, slot, pool, provider, state, not_before) " +
-				"VALUES ($1, 'AgentRecovery', 'access', 'bench', 'lab', 1, clock_timestamp() + interval '30 minutes')", []any{machine}},
+				"VALUES ($1, 'AgentRecovery', 'access', 'bench', 'lab', $2::bigint, clock_timestamp() + interval '30 minutes')", []any{machine, waiting}},
 			commit,
 		)
 	})
@@ -99,6 +99,14 @@ const (
 	insertEvent = "INSERT INTO work_history (machine_id, work_id, session_id, phase, process, event, timestamp, pool, claim_key, fence, attempt, duration_ms, actor) " +
 		"VALUES ($1, $2, $3, "
 	restOfEvent = ", clock_timestamp(), 'bench', '', 2, 1, 0, 'pod')"
+)
+
+// states of work rows, as the library numbers them.
+const (
+	idle    = int64(0)
+	waiting = int64(1)
+	ready   = int64(2)
+	claimed = int64(3)
 )
 
 // query is a statement and its arguments.

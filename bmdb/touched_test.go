@@ -28,13 +28,7 @@ func touchRows(t *testing.T, machines int) {
 	l := newLab(t, inClusterA, func(c *bmdb.Config) { c.MaxConnections = 1 })
 	fill(l, machines)
 	ctx, s := t.Context(), l.session(bmdb.WithoutBeat())
-	attachOnly(t, l.conn, bmdb.ClaimSpec{
-		Pool: pool, Key: "all", Process: string(model.ProcessAgentStart), Mode: bmdb.ModeDrain, Selector: &bmdb.Selector{}, Parallelism: 9,
-	})
-	claims, err := s.OwnClaims(ctx, 1)
-	if err != nil || len(claims) != 1 {
-		t.Fatalf("owned %d claims: %v", len(claims), err)
-	}
+	claim := drain(l, s)
 
 	touches := func(what string, wantWritten, mayRead int64, do func() error) {
 		t.Helper()
@@ -75,7 +69,7 @@ func touchRows(t *testing.T, machines int) {
 	var works []*bmdb.Work
 	// Each as one in the general form, and the claim's count once.
 	touches("the first start of a claim", 9*3+1, 2*1001+9*30, func() (err error) {
-		works, err = s.ClaimRound(ctx, claims[0], 9)
+		works, err = s.ClaimRound(ctx, claim, 9)
 		return err
 	})
 	if len(works) != 9 {
@@ -87,7 +81,7 @@ func touchRows(t *testing.T, machines int) {
 	}
 	// What is left of the first look is enough.
 	touches("another start of a claim", 2*3+1, 2*40, func() (err error) {
-		works, err = s.ClaimRound(ctx, claims[0], 9)
+		works, err = s.ClaimRound(ctx, claim, 9)
 		return err
 	})
 }
@@ -99,7 +93,22 @@ func fill(l *lab, machines int) {
 	l.exec("INSERT INTO machine_state (machine_id, pool, provider, facts) SELECT machine_id, $1, 'lab', ARRAY['Provided'] FROM machines", pool)
 	l.exec("INSERT INTO machine_provided (machine_id, provider, provider_id, pool) SELECT machine_id, 'lab', machine_id::text, $1 FROM machines", pool)
 	l.exec("INSERT INTO work (machine_id, process, slot, pool, provider, state) SELECT machine_id, 'AgentStart', 'access', $1, 'lab', $2::bigint FROM machines", pool, ready)
-	l.exec("ANALYZE machines, machine_state, machine_provided, work")
+	for _, table := range []string{"machines", "machine_state", "machine_provided", "work"} {
+		l.exec("ANALYZE " + table)
+	}
+}
+
+// drain makes a session own a claim on every machine that needs an agent, nine at once.
+func drain(l *lab, s *bmdb.Session) *bmdb.OwnedClaim {
+	l.t.Helper()
+	attachOnly(l.t, l.conn, bmdb.ClaimSpec{
+		Pool: pool, Key: "all", Process: string(model.ProcessAgentStart), Mode: bmdb.ModeDrain, Selector: &bmdb.Selector{}, Parallelism: 9,
+	})
+	claims, err := s.OwnClaims(l.t.Context(), 1)
+	if err != nil || len(claims) != 1 {
+		l.t.Fatalf("owned %d claims: %v", len(claims), err)
+	}
+	return claims[0]
 }
 
 // A claim that waits for room at a provider does not go through all that it knows to be ready there, each time that it looks.
@@ -110,19 +119,13 @@ func TestRoundAtLimit(t *testing.T) {
 	l.exec("INSERT INTO limits (limit_id, maximum) VALUES ('provider/' || $1 || '/lab', 1)", pool)
 	l.exec("INSERT INTO limit_slots (limit_id, n, open) VALUES ('provider/' || $1 || '/lab', 1, true)", pool)
 	ctx, s := t.Context(), l.session(bmdb.WithoutBeat())
-	attachOnly(t, l.conn, bmdb.ClaimSpec{
-		Pool: pool, Key: "all", Process: string(model.ProcessAgentStart), Mode: bmdb.ModeDrain, Selector: &bmdb.Selector{}, Parallelism: 9,
-	})
-	claims, err := s.OwnClaims(ctx, 1)
-	if err != nil || len(claims) != 1 {
-		t.Fatalf("owned %d claims: %v", len(claims), err)
-	}
-	works, err := s.ClaimRound(ctx, claims[0], 1)
+	claim := drain(l, s)
+	works, err := s.ClaimRound(ctx, claim, 1)
 	if err != nil || len(works) != 1 {
 		t.Fatalf("started %d works: %v", len(works), err)
 	}
 	before := p.syncs.Load()
-	if _, err := s.ClaimRound(ctx, claims[0], 2); !errors.Is(err, bmdb.ErrNothingToDo) {
+	if _, err := s.ClaimRound(ctx, claim, 2); !errors.Is(err, bmdb.ErrNothingToDo) {
 		t.Errorf("got %v, want nothing to do", err)
 	}
 	// The claim, a try from what is in stock, and the providers that have room.

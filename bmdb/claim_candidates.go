@@ -20,6 +20,8 @@ const (
 	pageSize = 1000
 	// pagesPerRound bounds how long a round that finds nothing may take; the next one goes on where it stopped.
 	pagesPerRound = 16
+	// glance is how many ready machines a claim looks at first that has room for a few: it costs a small part of the counts that choose a shape.
+	glance = 32
 )
 
 // candidate is a machine that is worth a try.
@@ -143,9 +145,9 @@ type source struct {
 	putBack  func(left []candidate) // keeps for the next round what this one had no room for
 }
 
-// sources returns where the candidates of a claim come from: by its names, or for each provider that has ready machines and room, from a
-// random one, in the shape that fits how many there are.
-func (c *Connection) sources(ctx context.Context, spec *ClaimSpec, w *walk) ([]source, error) {
+// sources returns where the candidates of a claim that has room for so many come from: by its names, or for each provider that has ready machines
+// and room, from a random one.
+func (c *Connection) sources(ctx context.Context, spec *ClaimSpec, w *walk, room int64) ([]source, error) {
 	if len(spec.Names) > 0 {
 		found, err := c.candidates(ctx, "CandidatesByName", sqlCandidatesByName, append(spec.selectionArgs(), spec.Names))
 		if err != nil {
@@ -176,13 +178,51 @@ func (c *Connection) sources(ctx context.Context, spec *ClaimSpec, w *walk) ([]s
 	for _, p := range providers {
 		of := *spec
 		of.Provider = p
-		s, err := c.shape(ctx, &of, w)
-		if err != nil {
-			return nil, err
-		}
-		sources = append(sources, s)
+		sources = append(sources, c.ready(&of, w, room))
 	}
 	return sources, nil
+}
+
+// ready is a source of the machines of one provider, in the shape that fits how many there are. Who has room for a few, and nothing in stock, has a
+// glance at a random place first, which is enough for claims that most machines fit.
+func (c *Connection) ready(spec *ClaimSpec, w *walk, room int64) source {
+	read, glanced := now(), room > glance/2 || len(w.stocks[spec.Provider].left) > 0
+	var rest *source
+	return source{
+		provider: spec.Provider,
+		next: func(ctx context.Context) ([]candidate, bool, error) {
+			if !glanced {
+				glanced = true
+				return c.glance(ctx, spec)
+			}
+			if rest == nil {
+				s, err := c.shape(ctx, spec, w)
+				if err != nil {
+					return nil, false, err
+				}
+				rest = &s
+			}
+			return rest.next(ctx)
+		},
+		putBack: func(left []candidate) {
+			if rest != nil {
+				rest.putBack(left)
+				return
+			}
+			w.keep(spec.Provider, left, read)
+		},
+	}
+}
+
+// glance reads a few ready machines from a random place on, around the end. Its hits may be none where there is more.
+func (c *Connection) glance(ctx context.Context, spec *ClaimSpec) (hits []candidate, more bool, err error) {
+	l := newLap()
+	hits, more, err = c.page(ctx, spec, l, glance)
+	if err != nil || !more || !l.wrapped {
+		return hits, more, err
+	}
+	first, more, err := c.page(ctx, spec, l, glance)
+	return append(hits, first...), more, err
 }
 
 // shape picks how the candidates of one provider are found.
@@ -218,7 +258,7 @@ func (c *Connection) shape(ctx context.Context, spec *ClaimSpec, w *walk) (sourc
 			if s := w.take(spec.Provider); len(s.left) > 0 {
 				return s.left, !l.over, nil
 			}
-			return c.page(ctx, spec, l)
+			return c.page(ctx, spec, l, pageSize)
 		},
 		putBack: func(left []candidate) { w.keep(spec.Provider, left, read) },
 	}, nil
@@ -275,13 +315,13 @@ func (w *walk) atOnce(provider string, found []candidate, read boottime) source 
 	}
 }
 
-// page reads the next page of a lap. Its hits may be none where there is more.
-func (c *Connection) page(ctx context.Context, spec *ClaimSpec, l *lap) (hits []candidate, more bool, err error) {
+// page reads the next page of a lap, of a size. Its hits may be none where there is more.
+func (c *Connection) page(ctx context.Context, spec *ClaimSpec, l *lap, size int) (hits []candidate, more bool, err error) {
 	if l.over {
 		return nil, false, nil
 	}
 	rows, last := 0, uuid.Nil
-	args := append(spec.selectionArgs(), l.next, l.end(), pageSize)
+	args := append(spec.selectionArgs(), l.next, l.end(), size)
 	err = c.read(ctx, "CandidatesPage", sqlCandidatesPage, args, func() { hits, rows = nil, 0 }, func(row pgx.Rows) error {
 		var f candidate
 		var hit bool
@@ -297,7 +337,7 @@ func (c *Connection) page(ctx context.Context, spec *ClaimSpec, l *lap) (hits []
 	if err != nil {
 		return nil, false, err
 	}
-	if rows < pageSize {
+	if rows < size {
 		l.turn()
 	} else {
 		l.reached(last)

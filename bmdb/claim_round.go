@@ -11,9 +11,13 @@ import (
 	"github.com/google/uuid"
 )
 
+// abreast is how many works one round starts at most. A start holds the claim's row until it is committed, and ends of the claim's works wait for
+// that: while some are started, others end.
+const abreast = 32
+
 // ClaimRound is one retrieval for a claim by its owner: it starts works on machines that the claim selects and that the database says need
-// its process, as far as free, the claim's parallelism and completions, and the limits of the providers go. The caller must end each
-// work, with Claim.Spec.Backoff where it fails.
+// its process, as far as free, the claim's parallelism and completions, and the limits of the providers go, and at most 32. The caller must
+// end each work, with Claim.Spec.Backoff where it fails.
 //
 // ErrNothingToDo: it looked everywhere; ReviewClaim says why there is nothing. No works and no error: it has not looked everywhere yet, or
 // others were faster; call again. ErrClaimLost: the claim is not this session's any more, or it is over; ReviewClaim
@@ -34,7 +38,7 @@ func (s *Session) claimRound(ctx context.Context, claim *OwnedClaim, free int) (
 	if r.state != ClaimRunning {
 		return nil, ErrClaimLost
 	}
-	room := min(int64(free), r.room())
+	room := min(int64(free), r.room(), abreast)
 	if room <= 0 {
 		return nil, ErrNothingToDo
 	}
@@ -44,7 +48,7 @@ func (s *Session) claimRound(ctx context.Context, claim *OwnedClaim, free int) (
 	if err != nil || room <= 0 {
 		return works, errUnless(works, err)
 	}
-	sources, err := s.conn.sources(ctx, &r.spec, &claim.walk)
+	sources, err := s.conn.sources(ctx, &r.spec, &claim.walk, room)
 	if err != nil {
 		return works, errUnless(works, err)
 	}

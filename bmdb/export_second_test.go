@@ -51,7 +51,7 @@ func (c *Connection) Shapes(ctx context.Context, spec ClaimSpec) (map[string][]u
 	l := newLap()
 	for more := true; more; {
 		var hits []candidate
-		if hits, more, err = c.page(ctx, &spec, l); err != nil {
+		if hits, more, err = c.page(ctx, &spec, l, pageSize); err != nil {
 			return nil, err
 		}
 		all = append(all, hits...)

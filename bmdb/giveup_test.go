@@ -203,13 +203,10 @@ func TestGiveUpIsInterrupted(t *testing.T) {
 	returning := l.another(inClusterA)
 	ctx := context.Background()
 	var s *bmdb.Session
-	claims := 0
 	conn := l.another(func(c *bmdb.Config) {
 		c.BeforeStatement = func(_ context.Context, b bmdb.Boundary) (err error) {
-			if b.Operation == "give up machines" && b.Statement == "LockMachines" {
-				if claims++; claims == 2 {
-					s, err = returning.StartSession(ctx, bmdb.WithoutMaintenance())
-				}
+			if b.Operation == "give up machines" && b.Statement == "LockMachines" && s == nil && l.int("SELECT count(*) FROM machine_views WHERE attached") < 120 {
+				s, err = returning.StartSession(ctx, bmdb.WithoutMaintenance())
 			}
 			return err
 		}

@@ -85,6 +85,7 @@ type Opener struct {
 	cached   client.Reader // ProviderConfigs
 	live     client.Reader // Secrets and ConfigMaps
 	registry provider.Registry[Settings]
+	known    known
 }
 
 // NewOpener returns an opener that finds ProviderConfigs through cached, and what they name through live, which must not cache.

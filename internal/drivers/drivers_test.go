@@ -6,7 +6,10 @@ package drivers_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -27,7 +30,7 @@ import (
 
 const namespace = "metal"
 
-func newClient(t *testing.T, fail error, objects ...client.Object) client.Client {
+func newClient(t *testing.T, fail error, objects ...client.Object) client.WithWatch {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
@@ -124,5 +127,52 @@ func TestCandidates(t *testing.T) {
 				t.Errorf("candidates (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// Who names many machines and asks again and again does not have them looked up each time; what changes is known a moment later.
+func TestCandidatesAreRemembered(t *testing.T) {
+	const machines = 1000
+	names := make([]string, machines)
+	for i := range names {
+		names[i] = fmt.Sprintf("m-%d", i)
+	}
+	looks := 0
+	c := interceptor.NewClient(newClient(t, nil, sshConfig()), interceptor.Funcs{
+		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+			looks++
+			return c.Get(ctx, key, o, opts...)
+		},
+	})
+	o := drivers.NewOpener(c, c, drivers.NewRegistry(ssh.AgentFiles(t.TempDir()), false))
+	ask := func(names ...string) []string {
+		t.Helper()
+		got, err := o.Candidates(t.Context(), &bmdb.ClaimSpec{Pool: namespace, Names: names})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	for range 10 {
+		ask(names...)
+	}
+	if looks != machines {
+		t.Errorf("%d machines were looked up %d times in all", machines, looks)
+	}
+	few := names[:10]
+	ask(few...)
+	m := &v1alpha1.Machine{ObjectMeta: metav1.ObjectMeta{Name: few[0], Namespace: namespace}}
+	m.Spec.ProviderRef.Name = "attic"
+	if err := c.Create(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	tick, patience := time.NewTicker(time.Millisecond), time.After(5*time.Second)
+	defer tick.Stop()
+	for !slices.Equal(ask(few...), []string{"attic"}) {
+		select {
+		case <-tick.C:
+		case <-patience:
+			t.Fatal("a machine that came was not noticed")
+		}
 	}
 }

@@ -311,7 +311,7 @@ func waitFor(outlook bmdb.Outlook) time.Duration {
 	return wait + rand.N(wait/4)
 }
 
-// takeSlots takes one place in the pool, for which it waits, and further ones up to room that are free.
+// takeSlots takes up to room places in the pool. It waits until there is one.
 func (l *claimLoop) takeSlots(ctx context.Context, room int64) (int, error) {
 	want := int(min(room, int64(l.engine.config.Concurrency)))
 	if n := l.engine.pool.tryTake(want); n > 0 {
@@ -319,13 +319,10 @@ func (l *claimLoop) takeSlots(ctx context.Context, room int64) (int, error) {
 	}
 	l.waiting.Store(true)
 	l.engine.objects.ClaimChanged(l.id.pool, l.id.key)
-	err := l.engine.pool.take(ctx)
+	n, err := l.engine.pool.take(ctx, want, l.running.Load)
 	l.waiting.Store(false)
 	l.engine.objects.ClaimChanged(l.id.pool, l.id.key)
-	if err != nil {
-		return 0, err
-	}
-	return 1 + l.engine.pool.tryTake(want-1), nil
+	return n, err
 }
 
 // driverSet is the drivers that one turn opened, for its works. They are closed when the last of them has ended.
@@ -398,8 +395,8 @@ func (l *claimLoop) start(w *bmdb.Work, drivers *driverSet) {
 		l.engine.addWork(l.id, w, cancel)
 		target := l.do(ctx, w, &spec, drivers)
 		l.engine.removeWork(l.id, w)
-		l.engine.pool.give(1)
 		l.running.Add(-1)
+		l.engine.pool.give(1)
 		l.ended(target.Provider, time.Since(began))
 	}()
 }

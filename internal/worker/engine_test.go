@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
 	"github.com/bmdb-dev/bmdb-operator/internal/provider"
+	"github.com/bmdb-dev/bmdb-operator/internal/worker"
 )
 
 // hang goes on until its context is done, as a good driver does.
@@ -136,6 +138,66 @@ func TestStuckWorker(t *testing.T) {
 }
 
 // TestPoolIsShared: a claim that finds the pool full says so, and has its turn as soon as there is a place.
+// Places that are given to somebody who leaves at that moment are not lost.
+func TestPlacesOfWhoLeavesComeBack(t *testing.T) {
+	p := worker.NewPool(2)
+	for range 100 {
+		none := func() int64 { return 0 }
+		if n, err := p.Take(t.Context(), 2, none); n != 2 || err != nil {
+			t.Fatalf("took %d: %v", n, err)
+		}
+		ctx, leave := context.WithCancel(t.Context())
+		left := make(chan struct{})
+		go func() {
+			defer close(left)
+			n, err := p.Take(ctx, 2, func() int64 { leave(); return 0 })
+			if err == nil {
+				p.Give(n)
+			}
+		}()
+		for p.Waiting() == 0 {
+			runtime.Gosched()
+		}
+		p.Give(2)
+		<-left
+		if n := p.Used(); n != 0 {
+			t.Fatalf("%d places are taken, and nobody has them", n)
+		}
+	}
+}
+
+// A claim whose machines hang keeps the places that it has, and gets no further one before those that have fewer.
+func TestPlaceGoesToWhoHasFewest(t *testing.T) {
+	slow, quick := ids(8, "s"), ids(12, "q")
+	l := newLab(t, 4, append(slow, quick...)...)
+	release := make(chan struct{})
+	for _, m := range slow {
+		l.on(m, until(release))
+	}
+	l.serve()
+	waits := func(key string) {
+		t.Helper()
+		l.eventually(key+" waits for a place", func() error {
+			if owns, wait := l.engine.Owns(pool, key); !owns || wait.Limit != 4 {
+				return fmt.Errorf("owns %v, waits %+v", owns, wait)
+			}
+			return nil
+		})
+	}
+	l.claim("slow", nil, slow...)
+	waits("slow")
+	l.claim("quick", nil, quick...)
+	waits("quick")
+	release <- struct{}{}
+	l.await("quick", bmdb.ClaimComplete, bmdb.OutlookComplete)
+	if n := l.snapshot("slow").Succeeded; n != 1 {
+		t.Errorf("%d of the slow machines are done", n)
+	}
+	close(release)
+	l.await("slow", bmdb.ClaimComplete, bmdb.OutlookComplete)
+	l.settled()
+}
+
 func TestPoolIsShared(t *testing.T) {
 	l := newLab(t, 2, "a1", "a2", "b1")
 	release := make(chan struct{})

@@ -7,3 +7,31 @@ import "context"
 
 // ServeOwner is Serve with an owner that a test has a hand in.
 func (e *Engine) ServeOwner(ctx context.Context, owner Owner) { e.serve(ctx, owner) }
+
+// Pool is a pool by itself.
+type Pool struct{ pool *pool }
+
+// NewPool returns a pool that nobody observes.
+func NewPool(size int) Pool { return Pool{newPool(size, func(int, int) {})} }
+
+// Take is the pool's.
+func (p Pool) Take(ctx context.Context, want int, has func() int64) (int, error) {
+	return p.pool.take(ctx, want, has)
+}
+
+// Give is the pool's.
+func (p Pool) Give(n int) { p.pool.give(n) }
+
+// Used is how many places are taken.
+func (p Pool) Used() int {
+	p.pool.mu.Lock()
+	defer p.pool.mu.Unlock()
+	return p.pool.used
+}
+
+// Waiting is how many wait for places.
+func (p Pool) Waiting() int {
+	p.pool.mu.Lock()
+	defer p.pool.mu.Unlock()
+	return len(p.pool.waiting)
+}

@@ -9,28 +9,31 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/bmdb-dev/bmdb-operator/bmdb"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv/testbed"
 )
 
 // slowest is how much of its throughput a fleet may lose because of machines that hang.
 const slowest = 0.8
 
-// TestF10 works on many machines, first alone, and then beside a tenth as many whose hosts hang. The many are not slower, and each of those
-// that hang ends as failed, with a cause, in time.
+// TestF10 works on many machines beside a tenth as many whose hosts hang, and alone, before that and after it. The many are not slower, and each of those
+// that hang ends as failed, with a cause, in time. It compares times, so nothing runs beside it: it is not parallel.
 func TestF10(t *testing.T) {
-	t.Parallel()
 	good, hang := pick(400, 10000), pick(40, 1000)
 	const claims, timeout = 10, 5
 	r := newRig(t, "F10", rigOptions{pods: 2})
 	r.start()
 	r.watchRules()
-	r.Create(r.Simulated("alone", testbed.Latency(50*time.Millisecond)), r.Simulated("beside", testbed.Latency(50*time.Millisecond)), r.Simulated("hanging", testbed.Hanging()))
-	for name, n := range map[string]int{"alone": good, "beside": good, "hanging": hang} {
-		r.CreateFleet(name, testbed.Names(name, n)...)
+	r.Create(r.Simulated("hanging", testbed.Hanging()))
+	r.record("hanging", testbed.Names("hanging", hang))
+	for _, name := range []string{"before", "beside", "after"} {
+		r.Create(r.Simulated(name, testbed.Latency(50*time.Millisecond)))
+		r.record(name, testbed.Names(name, good))
 	}
-	alone := r.timeFleet("alone", good, claims)
+	before := r.timeFleet("before", good, claims)
 	stuck := r.Claim("hanging", testbed.Names("hanging", hang)...)
 	stuck.Spec.TimeoutSeconds, stuck.Spec.MaxAttempts = timeout, 1
 	began := time.Now()
@@ -44,9 +47,12 @@ func TestF10(t *testing.T) {
 		return err
 	})
 	run.tally.add("F10", "machines that hang, and failed", int64(hang))
-	t.Logf("%d machines took %s alone and %s beside %d that hang, %.2f times as fast; those had all failed after %s", good, alone.Round(time.Millisecond), beside.Round(time.Millisecond),
-		hang, alone.Seconds()/beside.Seconds(), time.Since(began).Round(time.Second))
-	if ratio := alone.Seconds() / beside.Seconds(); ratio < pick(slowest/2, slowest) {
+	failed := time.Since(began)
+	after := r.timeFleet("after", good, claims)
+	ratio := (before + after).Seconds() / 2 / beside.Seconds()
+	t.Logf("%d machines took %s and %s alone, and %s beside %d that hang, %.2f times as fast; those had all failed after %s", good,
+		before.Round(time.Millisecond), after.Round(time.Millisecond), beside.Round(time.Millisecond), hang, ratio, failed.Round(time.Second))
+	if ratio < pick(slowest/2, slowest) {
 		t.Errorf("the fleet was %.2f times as fast beside machines that hang, want %.2f", ratio, slowest)
 	}
 	if n := r.Count("SELECT count(*) FROM work_history WHERE claim_key = 'hanging' AND phase = 1 AND (event <> 'Failed' OR failed_cause NOT LIKE 'TimedOut:%')"); n > 0 {
@@ -55,6 +61,27 @@ func TestF10(t *testing.T) {
 	r.stopWatching()
 	r.VerifyStatuses()
 	r.require("machines that hang, and failed")
+}
+
+// record makes machines in the database, of which no object tells: how fast objects are made is not what is measured.
+func (r *rig) record(provider string, machines []string) {
+	r.T.Helper()
+	conn, err := (&bmdb.BMDB{Config: bmdb.Config{DatabaseURL: r.Database, ComponentName: "faults", RuntimeInfo: "F10"}}).Open(false)
+	if err != nil {
+		r.T.Fatal(err)
+	}
+	defer conn.Close()
+	group, ctx := errgroup.WithContext(r.T.Context())
+	group.SetLimit(testbed.RequestsAtOnce)
+	for _, name := range machines {
+		group.Go(func() error {
+			_, err := conn.RegisterMachine(ctx, bmdb.View{}, bmdb.MachineSpec{Pool: r.Namespace, Name: name, Provider: provider, ProviderID: name})
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		r.T.Fatal(err)
+	}
 }
 
 // timeFleet claims all machines of a provider and returns how long they took, from the first start to the last end.

@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/bmdb-dev/bmdb-operator/api/v1alpha1"
+	"github.com/bmdb-dev/bmdb-operator/internal/devenv"
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv/testbed"
 )
 
@@ -103,14 +104,25 @@ func (r *rig) everythingDone() string {
 // counts. What the first was told meanwhile does not win when it is back.
 func TestF12(t *testing.T) {
 	t.Parallel()
-	run.spare.Lock()
-	defer run.spare.Unlock()
+	var plane *devenv.ControlPlane
+	if run.quick {
+		run.spare.Lock()
+		defer run.spare.Unlock()
+		plane = sparePlane(t)
+	} else {
+		plane = startPlane(t) // for a quarter of an hour, for which others would wait
+		t.Cleanup(func() {
+			if err := plane.Stop(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 	silence := pick(6*time.Second, 5*time.Minute)
 	flags := func(cluster string) []string {
 		return []string{"--cluster-id", cluster, "--manager-takeover-after", silence.String()}
 	}
 	first := newRig(t, "F12", rigOptions{pods: 2, lease: 2 * time.Second, flags: flags("first")})
-	second := newRig(t, "F12", rigOptions{Options: testbed.Options{Plane: sparePlane(t), Database: first.Database, Namespace: first.Namespace}, pods: 2, lease: 2 * time.Second, flags: flags("second"), other: first})
+	second := newRig(t, "F12", rigOptions{Options: testbed.Options{Plane: plane, Database: first.Database, Namespace: first.Namespace}, pods: 2, lease: 2 * time.Second, flags: flags("second"), other: first})
 	var lines []*line
 	for _, p := range first.pods {
 		lines = append(lines, newLine(t, p, first.Database))

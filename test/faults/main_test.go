@@ -52,13 +52,19 @@ var run struct {
 func sparePlane(t *testing.T) *devenv.ControlPlane {
 	t.Helper()
 	if run.plane == nil {
-		plane, err := devenv.Start(t.Context(), devenv.Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		run.plane = plane
+		run.plane = startPlane(t)
 	}
 	return run.plane
+}
+
+// startPlane starts a further control plane. The caller stops it.
+func startPlane(t *testing.T) *devenv.ControlPlane {
+	t.Helper()
+	plane, err := devenv.Start(t.Context(), devenv.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return plane
 }
 
 func TestMain(m *testing.M) {

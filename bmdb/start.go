@@ -90,11 +90,8 @@ func (s *Session) startFirst(ctx context.Context, tx *Tx, id uuid.UUID, process 
 	conflict, reason := false, ""
 	for _, machine := range machines {
 		s.queueStart(tx, id, process, machine, got)
-		if err := tx.flush(ctx); err != nil || len(*got) > 0 {
-			return err
-		}
 		tx.queueRows("WhyNotStarted", sqlWhyNotStarted, []any{machine, process}, func(row pgx.Rows) error { return row.Scan(&reason) })
-		if err := tx.flush(ctx); err != nil {
+		if err := tx.flush(ctx); err != nil || len(*got) > 0 {
 			return err
 		}
 		switch reason {

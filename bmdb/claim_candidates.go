@@ -20,7 +20,7 @@ const (
 	pageSize = 1000
 	// pagesPerRound bounds how long a round that finds nothing may take; the next one goes on where it stopped.
 	pagesPerRound = 16
-	// glance is how many ready machines a claim looks at first that has room for a few: it costs a small part of the counts that choose a shape.
+	// glance is how many ready machines a claim looks at first that wants a few more: it costs a small part of the counts that choose a shape.
 	glance = 32
 )
 
@@ -145,9 +145,9 @@ type source struct {
 	putBack  func(left []candidate) // keeps for the next round what this one had no room for
 }
 
-// sources returns where the candidates of a claim that has room for so many come from: by its names, or for each provider that has ready machines
+// sources returns where the candidates of a claim come from that wants so many more in all: by its names, or for each provider that has ready machines
 // and room, from a random one.
-func (c *Connection) sources(ctx context.Context, spec *ClaimSpec, w *walk, room int64) ([]source, error) {
+func (c *Connection) sources(ctx context.Context, spec *ClaimSpec, w *walk, wants int64) ([]source, error) {
 	if len(spec.Names) > 0 {
 		found, err := c.candidates(ctx, "CandidatesByName", sqlCandidatesByName, append(spec.selectionArgs(), spec.Names))
 		if err != nil {
@@ -178,15 +178,15 @@ func (c *Connection) sources(ctx context.Context, spec *ClaimSpec, w *walk, room
 	for _, p := range providers {
 		of := *spec
 		of.Provider = p
-		sources = append(sources, c.ready(&of, w, room))
+		sources = append(sources, c.ready(&of, w, wants))
 	}
 	return sources, nil
 }
 
-// ready is a source of the machines of one provider, in the shape that fits how many there are. Who has room for a few, and nothing in stock, has a
-// glance at a random place first, which is enough for claims that most machines fit.
-func (c *Connection) ready(spec *ClaimSpec, w *walk, room int64) source {
-	read, glanced := now(), room > glance/2 || len(w.stocks[spec.Provider].left) > 0
+// ready is a source of the machines of one provider, in the shape that fits how many there are. Who wants a few and has nothing in stock has a
+// glance at a random place first, which is enough for claims that most machines fit. Who goes on for long is better off with a large stock.
+func (c *Connection) ready(spec *ClaimSpec, w *walk, wants int64) source {
+	read, glanced := now(), wants > glance/2 || len(w.stocks[spec.Provider].left) > 0
 	var rest *source
 	return source{
 		provider: spec.Provider,

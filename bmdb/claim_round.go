@@ -6,18 +6,15 @@ package bmdb
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/google/uuid"
 )
 
-// abreast is how many works one round starts at most. A start holds the claim's row until it is committed, and ends of the claim's works wait for
-// that: while some are started, others end.
-const abreast = 32
-
 // ClaimRound is one retrieval for a claim by its owner: it starts works on machines that the claim selects and that the database says need
-// its process, as far as free, the claim's parallelism and completions, and the limits of the providers go, and at most 32. The caller must
-// end each work, with Claim.Spec.Backoff where it fails.
+// its process, as far as free, the claim's parallelism and completions, and the limits of the providers go. The caller must end each
+// work, with Claim.Spec.Backoff where it fails.
 //
 // ErrNothingToDo: it looked everywhere; ReviewClaim says why there is nothing. No works and no error: it has not looked everywhere yet, or
 // others were faster; call again. ErrClaimLost: the claim is not this session's any more, or it is over; ReviewClaim
@@ -38,7 +35,7 @@ func (s *Session) claimRound(ctx context.Context, claim *OwnedClaim, free int) (
 	if r.state != ClaimRunning {
 		return nil, ErrClaimLost
 	}
-	room := min(int64(free), r.room(), abreast)
+	room := min(int64(free), r.room())
 	if room <= 0 {
 		return nil, ErrNothingToDo
 	}
@@ -48,7 +45,7 @@ func (s *Session) claimRound(ctx context.Context, claim *OwnedClaim, free int) (
 	if err != nil || room <= 0 {
 		return works, errUnless(works, err)
 	}
-	sources, err := s.conn.sources(ctx, &r.spec, &claim.walk, room)
+	sources, err := s.conn.sources(ctx, &r.spec, &claim.walk, r.left())
 	if err != nil {
 		return works, errUnless(works, err)
 	}
@@ -97,11 +94,15 @@ func (r *claimRow) room() int64 {
 	if r.spec.Suspended || r.overdue || r.obstacle != "" || r.tooManyFailed() {
 		return 0
 	}
-	room := r.spec.Parallelism - r.active
-	if r.spec.Completions != nil {
-		room = min(room, *r.spec.Completions-r.succeeded-r.skipped-r.active)
+	return min(r.spec.Parallelism-r.active, r.left())
+}
+
+// left is how many machines the claim has still to begin with.
+func (r *claimRow) left() int64 {
+	if r.spec.Completions == nil {
+		return math.MaxInt64
 	}
-	return room
+	return *r.spec.Completions - r.succeeded - r.skipped - r.active
 }
 
 func (r *claimRow) tooManyFailed() bool {

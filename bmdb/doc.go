@@ -89,7 +89,7 @@
 // A claim is a row for ever, and a row for each machine that it tried. One session at a time owns it and alone retrieves for it, so that
 // others do not load the database, and there is one walk over the machines, whose place the owner keeps. Candidates are read before the
 // start, in one of four shapes that counts bounded at a thousand choose: by names, all of the few that are ready, by a narrow label, by pages
-// of the many that are ready. Who has room for a few has a glance at a few first, from a random place on. A start locks the claim's row for its room and adds the winners to its count; each end subtracts what its
+// of the many that are ready. Who wants a few more has a glance at a few first, from a random place on. A start locks the claim's row for its room and adds the winners to its count; each end subtracts what its
 // work row returns, whoever ends it. Why nothing can be started is the class of each selected machine: the gates of a start in their order,
 // made of the same fragments.
 //

@@ -67,8 +67,8 @@ func touchRows(t *testing.T, machines int) {
 		touches("an end in the general form", 5, 60, func() error { return w.FinishData(ctx, bmdb.Outcome{AgentPublicKey: keyOf(w)}) })
 	}
 	var works []*bmdb.Work
-	// Each as one in the general form, and the claim's count once. Who wants a few does not look at all that is ready.
-	touches("the first start of a claim", 9*3+1, 3*32+9*30, func() (err error) {
+	// Each as one in the general form, and the claim's count once.
+	touches("the first start of a claim", 9*3+1, 2*1001+9*30, func() (err error) {
 		works, err = s.ClaimRound(ctx, claim, 9)
 		return err
 	})
@@ -78,6 +78,15 @@ func touchRows(t *testing.T, machines int) {
 	for _, w := range works[:2] {
 		// As in the general form, and what it means for the claim: the machine is done, and the count.
 		touches("an end for a claim", 7, 80, func() error { return w.FinishData(ctx, bmdb.Outcome{AgentPublicKey: keyOf(w)}) })
+	}
+	few := once(l, s, 3)
+	// Who wants a few does not look at all that is ready.
+	touches("the first start of a claim for a few", 3*3+1, 3*32+3*30, func() (err error) {
+		works, err = s.ClaimRound(ctx, few, 3)
+		return err
+	})
+	if len(works) != 3 {
+		t.Fatalf("started %d works, want 3", len(works))
 	}
 	// What is left of the first look is enough.
 	touches("another start of a claim", 2*3+1, 2*40, func() (err error) {
@@ -101,9 +110,19 @@ func fill(l *lab, machines int) {
 // drain makes a session own a claim on every machine that needs an agent, nine at once.
 func drain(l *lab, s *bmdb.Session) *bmdb.OwnedClaim {
 	l.t.Helper()
-	attachOnly(l.t, l.conn, bmdb.ClaimSpec{
-		Pool: pool, Key: "all", Process: string(model.ProcessAgentStart), Mode: bmdb.ModeDrain, Selector: &bmdb.Selector{}, Parallelism: 9,
-	})
+	return owned(l, s, bmdb.ClaimSpec{Key: "all", Mode: bmdb.ModeDrain, Parallelism: 9})
+}
+
+// once makes a session own a claim on some of them.
+func once(l *lab, s *bmdb.Session, machines int64) *bmdb.OwnedClaim {
+	l.t.Helper()
+	return owned(l, s, bmdb.ClaimSpec{Key: "few", Mode: bmdb.ModeOnce, Parallelism: machines, Completions: &machines})
+}
+
+func owned(l *lab, s *bmdb.Session, spec bmdb.ClaimSpec) *bmdb.OwnedClaim {
+	l.t.Helper()
+	spec.Pool, spec.Process, spec.Selector = pool, string(model.ProcessAgentStart), &bmdb.Selector{}
+	attachOnly(l.t, l.conn, spec)
 	claims, err := s.OwnClaims(l.t.Context(), 1)
 	if err != nil || len(claims) != 1 {
 		l.t.Fatalf("owned %d claims: %v", len(claims), err)

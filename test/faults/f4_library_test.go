@@ -19,7 +19,7 @@ const (
 	// countedTests are not run: they break connections or statements themselves, at the one that they look at, count round trips, rows or attempts,
 	// play statements one by one, or keep a pool of one connection busy by the clock.
 	countedTests = "^Test(Ambiguous|RoundTrips|RoundAtLimit|RowsTouched|NewMachineIsTheSameInEveryAttempt|ErrorOfClosureIsReturnedAtOnce|FirstTransientErrorDoesNotEndSession|Interleavings|" +
-		"SessionWhosePoolIsBusyLives)"
+		"SessionWhosePoolIsBusyLives|GiveUpIsInterrupted|BeatDoesNotReviveAnExpiredLease)"
 )
 
 // TestF4Library runs the library's own tests against a database that answers a tenth of what the library says with an error: they pass, only

@@ -6,6 +6,7 @@ package bmdb_test
 import (
 	"errors"
 	"fmt"
+	"math"
 	"testing"
 
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
@@ -30,7 +31,8 @@ func touchRows(t *testing.T, machines int) {
 	ctx, s := t.Context(), l.session(bmdb.WithoutBeat())
 	claim := drain(l, s)
 
-	touches := func(what string, wantWritten, mayRead int64, do func() error) {
+	around := int64(0)
+	touches := func(what string, wantWritten, mayRead int64, do func() error) (read int64) {
 		t.Helper()
 		readBefore, writtenBefore, _, err := l.conn.RowsTouched(ctx)
 		if err != nil {
@@ -44,12 +46,13 @@ func touchRows(t *testing.T, machines int) {
 			t.Fatal(err)
 		}
 		if !ok {
-			return
+			return 0
 		}
 		read, written = read-readBefore, written-writtenBefore
-		if written != wantWritten || read > mayRead || read == 0 {
+		if written < wantWritten || written > wantWritten+around || read > mayRead || read == 0 {
 			t.Errorf("%s wrote %d rows and read %d; want %d, and at most %d", what, written, read, wantWritten, mayRead)
 		}
+		return read
 	}
 
 	for _, machine := range machinesOf(t, l, pool)[:2] { // a first time may differ from any other
@@ -67,6 +70,8 @@ func touchRows(t *testing.T, machines int) {
 		touches("an end in the general form", 5, 60, func() error { return w.FinishData(ctx, bmdb.Outcome{AgentPublicKey: keyOf(w)}) })
 	}
 	var works []*bmdb.Work
+	// Who comes to the end of what is ready goes on at its beginning, with another start that counts in the claim.
+	around = 1
 	// Each as one in the general form, and the claim's count once.
 	touches("the first start of a claim", 9*3+1, 2*1001+9*30, func() (err error) {
 		works, err = s.ClaimRound(ctx, claim, 9)
@@ -75,9 +80,27 @@ func touchRows(t *testing.T, machines int) {
 	if len(works) != 9 {
 		t.Fatalf("started %d works, want 9", len(works))
 	}
+	around = 0
 	for _, w := range works[:2] {
 		// As in the general form, and what it means for the claim: the machine is done, and the count.
 		touches("an end for a claim", 7, 80, func() error { return w.FinishData(ctx, bmdb.Outcome{AgentPublicKey: keyOf(w)}) })
+	}
+	// What is left of the first look is enough, unless that came to the end of what is ready, or was too long ago.
+	around = 1
+	least := int64(math.MaxInt64)
+	for range 2 {
+		least = min(least, touches("another start of a claim", 2*3+1, 2*1001+2*40, func() (err error) {
+			works, err = s.ClaimRound(ctx, claim, 9)
+			return err
+		}))
+		for _, w := range works {
+			if err := w.FinishData(ctx, bmdb.Outcome{AgentPublicKey: keyOf(w)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if least > 2*40 {
+		t.Errorf("another start of a claim reads at least %d rows", least)
 	}
 	few := once(l, s, 3)
 	// Who wants a few does not look at all that is ready.
@@ -88,11 +111,6 @@ func touchRows(t *testing.T, machines int) {
 	if len(works) != 3 {
 		t.Fatalf("started %d works, want 3", len(works))
 	}
-	// What is left of the first look is enough.
-	touches("another start of a claim", 2*3+1, 2*40, func() (err error) {
-		works, err = s.ClaimRound(ctx, claim, 9)
-		return err
-	})
 }
 
 // fill makes machines that need an agent, past the library.

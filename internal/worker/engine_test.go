@@ -137,7 +137,6 @@ func TestStuckWorker(t *testing.T) {
 	close(release)
 }
 
-// TestPoolIsShared: a claim that finds the pool full says so, and has its turn as soon as there is a place.
 // Places that are given to somebody who leaves at that moment are not lost.
 func TestPlacesOfWhoLeavesComeBack(t *testing.T) {
 	p := worker.NewPool(2)
@@ -198,6 +197,7 @@ func TestPlaceGoesToWhoHasFewest(t *testing.T) {
 	l.settled()
 }
 
+// TestPoolIsShared: a claim that finds the pool full says so, and has its turn as soon as there is a place.
 func TestPoolIsShared(t *testing.T) {
 	l := newLab(t, 2, "a1", "a2", "b1")
 	release := make(chan struct{})

@@ -5,7 +5,6 @@ package bmdb
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -36,12 +35,13 @@ func (c *Connection) Explain(ctx context.Context, machine uuid.UUID, process str
 }
 
 func (c *Connection) explain(ctx context.Context, machine uuid.UUID, process string) (Explanation, error) {
-	target, err := c.MachineTarget(ctx, machine)
-	switch {
-	case errors.Is(err, ErrNoSuchMachine):
-		return Explanation{Reason: OutlookNoSuchMachine, Message: "the database has no such machine"}, nil
-	case err != nil:
+	targets, err := c.MachineTargets(ctx, []uuid.UUID{machine})
+	if err != nil {
 		return Explanation{}, err
+	}
+	target, known := targets[machine]
+	if !known {
+		return Explanation{Reason: OutlookNoSuchMachine, Message: "the database has no such machine"}, nil
 	}
 	spec := &ClaimSpec{Pool: target.Pool, Process: process}
 	found := &census{conn: c}

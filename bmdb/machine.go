@@ -198,17 +198,15 @@ func (c *Connection) MachineByName(ctx context.Context, pool, name string) (uuid
 	return id, wrap("find machine "+pool+"/"+name, err)
 }
 
-// MachineTarget reads what a driver needs of a machine. ErrNoSuchMachine: there is none. It needs no session.
-func (c *Connection) MachineTarget(ctx context.Context, id uuid.UUID) (Target, error) {
-	var target Target
-	err := c.read(ctx, "Target", sqlTarget, []any{id}, func() { target = Target{} }, func(row pgx.Rows) (err error) {
-		target, err = pgx.RowToStructByPos[Target](row)
+// MachineTargets reads what drivers need of machines, by ID. Machines that the database does not have are missing. It needs no session.
+func (c *Connection) MachineTargets(ctx context.Context, ids []uuid.UUID) (map[uuid.UUID]Target, error) {
+	targets := make(map[uuid.UUID]Target, len(ids))
+	err := c.read(ctx, "Targets", sqlTargets, []any{ids}, func() { clear(targets) }, func(row pgx.Rows) error {
+		target, err := pgx.RowToStructByPos[Target](row)
+		targets[target.MachineID] = target
 		return err
 	})
-	if err == nil && target.MachineID == uuid.Nil {
-		err = ErrNoSuchMachine
-	}
-	return target, wrap("read machine "+id.String(), err)
+	return targets, wrap("read machines", err)
 }
 
 // MachineSnapshots reads what the statuses of machines show, as of one moment, in a few queries for all of them. Machines that the database

@@ -315,11 +315,11 @@ func TestPinsAndAcceptances(t *testing.T) {
 	s := l.session()
 	target := func() bmdb.Target {
 		t.Helper()
-		got, err := conn.MachineTarget(t.Context(), ids[0])
-		if err != nil {
-			t.Fatal(err)
+		got, err := conn.MachineTargets(t.Context(), []uuid.UUID{ids[0], uuid.New()})
+		if err != nil || len(got) != 1 {
+			t.Fatalf("targets of a machine and of none: %+v, %v", got, err)
 		}
-		return got
+		return got[ids[0]]
 	}
 	w := l.work(s, model.ProcessAgentStart, ids[0])
 	if err := w.PinHostKey(t.Context(), []byte("key 1")); err != nil {
@@ -389,8 +389,8 @@ func TestMachineSnapshotShowsAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	w = l.work(s, model.ProcessUnitTest1, ids[0])
-	if err := w.Progress(t.Context(), "Connect", 20); err != nil {
-		t.Fatal(err)
+	if shown, err := s.ShowProgress(t.Context(), []bmdb.Progress{{Work: w, Step: "Connect", Percent: 20}}); err != nil || !slices.Equal(shown, []*bmdb.Work{w}) {
+		t.Fatalf("progress of %v was shown, %v", shown, err)
 	}
 	err := s.Transact(t.Context(), func(q *model.Queries) error {
 		if err := q.MachineSetTag(t.Context(), model.MachineSetTagParams{MachineID: ids[0], Tag: "BurnedIn"}); err != nil {

@@ -195,9 +195,7 @@ func TestCheckAfterSuspension(t *testing.T) {
 		t.Fatalf("check: %v", err)
 	}
 	s.Distrust()
-	for what, err := range map[string]error{
-		"check": w.Check(t.Context()), "checkpoint": w.Checkpoint(t.Context(), []byte("x")), "progress": w.Progress(t.Context(), "x", 1),
-	} {
+	for what, err := range map[string]error{"check": w.Check(t.Context()), "checkpoint": w.Checkpoint(t.Context(), []byte("x"))} {
 		if !errors.Is(err, bmdb.ErrWorkLost) || !errors.Is(err, bmdb.ErrSessionExpired) {
 			t.Errorf("%s after a suspension: %v, want ErrWorkLost and ErrSessionExpired", what, err)
 		}
@@ -225,7 +223,7 @@ func TestSuspensionBeforeTheAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 	answer := make(chan error, 1)
-	go func() { answer <- w.Progress(t.Context(), "x", 1) }()
+	go func() { answer <- w.Checkpoint(t.Context(), []byte("x")) }()
 	eventually(t, "the question to wait", func() bool { return l.blocked("sleeper") })
 	s.Distrust()
 	if err := tx.Rollback(t.Context()); err != nil {

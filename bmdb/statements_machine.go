@@ -91,11 +91,11 @@ UPDATE providers SET machines = machines + 1 WHERE pool = $1 AND provider = $2 A
 const (
 	sqlMachineByName = "SELECT machine_id FROM machine_identities WHERE pool = $1 AND name = $2"
 
-	sqlTarget = `
+	sqlTargets = `
 SELECT m.machine_id, m.pool, COALESCE(i.name, ''), COALESCE(p.provider, ''), COALESCE(p.provider_id, ''), COALESCE(i.address, ''), i.host_key,
     i.owner_accepted_at IS NOT NULL
 FROM machine_state m LEFT JOIN machine_identities i ON i.machine_id = m.machine_id LEFT JOIN machine_provided p ON p.machine_id = m.machine_id
-WHERE m.machine_id = $1`
+WHERE m.machine_id = ANY($1)`
 
 	sqlSnapshotMachines = `
 SELECT m.machine_id, m.rev, m.pool, COALESCE(i.name, ''), COALESCE(p.provider, ''), COALESCE(p.provider_id, ''), COALESCE(i.address, ''),

@@ -345,8 +345,16 @@ WHERE (machine_id, tag) IN (SELECT x.machine_id, x.tag FROM (SELECT unnest($1::u
 
 	sqlCheckpoint = "UPDATE work SET checkpoint = $4 WHERE machine_id = $1 AND process = $2 AND work_id = $3 RETURNING machine_id"
 
-	// sqlProgress shows a step of a work; losing it does no harm, so it takes no mutex.
-	sqlProgress = "UPDATE work SET step = $4, percent = $5 WHERE machine_id = $1 AND process = $2 AND work_id = $3 RETURNING machine_id"
+	// sqlProgress shows steps of works; losing them does no harm, so it takes no mutex, and waits for nobody who writes a work at the moment.
+	sqlProgress = `
+WITH x AS (
+    SELECT unnest($1::uuid[]) AS machine_id, unnest($2::text[]) AS process, unnest($3::uuid[]) AS work_id, unnest($4::text[]) AS step, unnest($5::bigint[]) AS percent),
+l AS (
+    SELECT w.machine_id, w.process, x.work_id, x.step, x.percent
+    FROM x JOIN work w ON w.machine_id = x.machine_id AND w.process = x.process AND w.work_id = x.work_id
+    FOR UPDATE OF w SKIP LOCKED)
+UPDATE work w SET step = l.step, percent = l.percent
+FROM l WHERE w.machine_id = l.machine_id AND w.process = l.process AND w.work_id = l.work_id RETURNING w.work_id`
 
 	sqlCheck = "SELECT machine_id FROM work WHERE machine_id = $1 AND process = $2 AND work_id = $3"
 )

@@ -135,14 +135,6 @@ func (w *Work) Checkpoint(ctx context.Context, intent []byte) error {
 	return w.own(ctx, "Checkpoint", sqlCheckpoint, w.Machine, w.process, w.id, intent)
 }
 
-// Progress shows a step of the work and how far it is, in percent. It is refused like an end.
-func (w *Work) Progress(ctx context.Context, step string, percent int) error {
-	if err := w.usable(); err != nil {
-		return err
-	}
-	return w.own(ctx, "Progress", sqlProgress, w.Machine, w.process, w.id, bounded(step), percent)
-}
-
 func (w *Work) usable() error {
 	if w == nil || w.lost.Load() || w.done.Load() {
 		return ErrWorkLost

@@ -109,9 +109,10 @@ func TestFinishOfLostWorkWritesNothing(t *testing.T) {
 				if err := end(ctx, w); !errors.Is(err, bmdb.ErrWorkLost) && eventOf(name) != bmdb.EventCanceled {
 					t.Errorf("%v, want ErrWorkLost", err)
 				}
-				for what, err := range map[string]error{
-					"check": w.Check(ctx), "checkpoint": w.Checkpoint(ctx, []byte("x")), "progress": w.Progress(ctx, "x", 1),
-				} {
+				if shown, err := stale.ShowProgress(ctx, []bmdb.Progress{{Work: w, Step: "x", Percent: 1}}); len(shown) > 0 || err != nil {
+					t.Errorf("progress: shown of %d, %v", len(shown), err)
+				}
+				for what, err := range map[string]error{"check": w.Check(ctx), "checkpoint": w.Checkpoint(ctx, []byte("x"))} {
 					if !errors.Is(err, bmdb.ErrWorkLost) {
 						t.Errorf("%s: %v, want ErrWorkLost", what, err)
 					}
@@ -142,7 +143,6 @@ func TestCheckAsksTheDatabase(t *testing.T) {
 	for i, use := range []func(w *bmdb.Work) error{
 		func(w *bmdb.Work) error { return w.Check(ctx) },
 		func(w *bmdb.Work) error { return w.Checkpoint(ctx, []byte("x")) },
-		func(w *bmdb.Work) error { return w.Progress(ctx, "x", 1) },
 	} {
 		w := l.work(s, model.ProcessAgentStart, provided(t, s, fmt.Sprint(i)))
 		if err := use(w); err != nil {
@@ -430,9 +430,7 @@ func TestFenceGrowsAcrossProcesses(t *testing.T) {
 func TestNoWorkMayBeginNoStep(t *testing.T) {
 	t.Parallel()
 	var none *bmdb.Work
-	for what, err := range map[string]error{
-		"check": none.Check(t.Context()), "checkpoint": none.Checkpoint(t.Context(), []byte("x")), "progress": none.Progress(t.Context(), "x", 1),
-	} {
+	for what, err := range map[string]error{"check": none.Check(t.Context()), "checkpoint": none.Checkpoint(t.Context(), []byte("x"))} {
 		if !errors.Is(err, bmdb.ErrWorkLost) {
 			t.Errorf("%s of no work: %v, want ErrWorkLost", what, err)
 		}

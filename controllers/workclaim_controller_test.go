@@ -57,7 +57,7 @@ func TestClaimFromPendingToComplete(t *testing.T) {
 	owned := l.own(s, "c")
 	works := l.start(s, owned)
 	l.workers.owned = []string{"c"}
-	if err := works[0].Progress(t.Context(), "Upload", 40); err != nil {
+	if _, err := s.ShowProgress(t.Context(), []bmdb.Progress{{Work: works[0], Step: "Upload", Percent: 40}}); err != nil {
 		t.Fatal(err)
 	}
 	l.reconcile(c)

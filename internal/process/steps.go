@@ -15,8 +15,6 @@ import (
 type Work interface {
 	// Check fails when the work is not ours any more, or must stop.
 	Check(ctx context.Context) error
-	// Progress shows a step, and fails like Check.
-	Progress(ctx context.Context, step string, percent int) error
 	// PinHostKey makes the key the machine's, durably, and fails like Check.
 	PinHostKey(ctx context.Context, key []byte) error
 	// UseOwnerAcceptance uses up that a person accepted the host as this machine, in exchange for intent as the checkpoint, and fails
@@ -26,13 +24,15 @@ type Work interface {
 	PreviousCheckpoint() []byte
 }
 
-// NewSteps returns the steps of a driver that works under w. changed is called once for each step that shows something new, beside the driver: the
-// step does not wait for it.
-func NewSteps(w Work, changed func()) provider.Steps { return &steps{work: w, changed: changed} }
+// NewSteps returns the steps of a driver that works under w. show is called for each step that shows something new, right before the driver takes it:
+// it must not block.
+func NewSteps(w Work, show func(step string, percent int)) provider.Steps {
+	return &steps{work: w, show: show}
+}
 
 type steps struct {
-	work    Work
-	changed func()
+	work Work
+	show func(step string, percent int)
 
 	mu      sync.Mutex
 	name    string
@@ -41,16 +41,14 @@ type steps struct {
 
 // Step implements provider.Steps. Progress is shown in tens of a percent, so that a driver may count as finely as it likes.
 func (s *steps) Step(ctx context.Context, name string, percent int) error {
-	tens := min(max(percent, 0), 100) / 10 * 10
-	if !s.advance(name, tens) {
-		return s.work.Check(ctx)
-	}
-	if err := s.work.Progress(ctx, name, tens); err != nil {
-		return err
-	}
 	// Between the last look at whether the work is still ours and the step there is nothing that takes time: who is stopped in it would begin the step
 	// when it wakes.
-	go s.changed()
+	if err := s.work.Check(ctx); err != nil {
+		return err
+	}
+	if tens := min(max(percent, 0), 100) / 10 * 10; s.advance(name, tens) {
+		s.show(name, tens)
+	}
 	return nil
 }
 

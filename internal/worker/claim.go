@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/google/uuid"
 
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
 	"github.com/bmdb-dev/bmdb-operator/internal/provider"
@@ -232,8 +233,9 @@ func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 	}
 	works, err := l.owner.ClaimRound(ctx, l.claim, slots)
 	l.engine.pool.give(slots - len(works))
+	targets := l.targets(works)
 	for _, w := range works {
-		l.start(w, drivers)
+		l.start(w, drivers, targets)
 	}
 	if len(works) > 0 {
 		if !l.place {
@@ -252,16 +254,18 @@ func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 	return 0, nil // there may be more
 }
 
-// gather gives works that end at about the same time a moment to do so.
+// gather gives works that end at about the same time a moment to do so. A turn follows, so nobody else misses what wakes it.
 func (l *claimLoop) gather(ctx context.Context) {
-	if l.running.Load() == 0 {
-		return
-	}
 	t := time.NewTimer(gatherTime)
 	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
+	for l.running.Load() > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			return
+		case <-l.wake: // one has ended
+		}
 	}
 }
 
@@ -380,7 +384,7 @@ func needsPerson(err error) bool {
 }
 
 // start runs a work in a goroutine of its own, which gives back its place in the pool.
-func (l *claimLoop) start(w *bmdb.Work, drivers *driverSet) {
+func (l *claimLoop) start(w *bmdb.Work, drivers *driverSet, targets targets) {
 	drivers.users.Add(1)
 	l.running.Add(1)
 	l.works.Add(1)
@@ -393,7 +397,7 @@ func (l *claimLoop) start(w *bmdb.Work, drivers *driverSet) {
 		stop := context.AfterFunc(l.serving, func() { cancel(context.Cause(l.serving)) })
 		defer stop()
 		l.engine.addWork(l.id, w, cancel)
-		target := l.do(ctx, w, &spec, drivers)
+		target := l.do(ctx, w, &spec, drivers, targets)
 		l.engine.removeWork(l.id, w)
 		l.running.Add(-1)
 		l.engine.pool.give(1)
@@ -415,11 +419,11 @@ func (l *claimLoop) ended(provider string, used time.Duration) {
 }
 
 // do works on one machine and returns it, as far as it is known.
-func (l *claimLoop) do(ctx context.Context, w *bmdb.Work, spec *bmdb.ClaimSpec, drivers *driverSet) bmdb.Target {
+func (l *claimLoop) do(ctx context.Context, w *bmdb.Work, spec *bmdb.ClaimSpec, drivers *driverSet, targets targets) bmdb.Target {
 	log := l.log.WithValues("process", w.Process(), "machine", w.Machine, "work", w.ID(), "attempt", w.Attempt())
 	log.Info("started work")
 	backoff := *spec.Backoff()
-	target, err := l.target(ctx, w)
+	target, err := l.target(ctx, w, targets)
 	if err != nil {
 		log.Info("work is cancelled before it began", "cause", err.Error())
 		l.hindered.meet(err.Error(), time.Now())
@@ -433,7 +437,7 @@ func (l *claimLoop) do(ctx context.Context, w *bmdb.Work, spec *bmdb.ClaimSpec, 
 	}
 	p := &performance{
 		work: w, process: l.engine.processes[w.Process()], driver: drivers.drivers[target.Provider], backoff: backoff, log: log,
-		changed: func() { l.engine.objects.ClaimChanged(l.id.pool, l.id.key) },
+		show: func(step string, percent int) { l.engine.progress.note(w, shown{l.id, step, percent}) },
 		machine: provider.Machine{
 			ID: target.MachineID, DatabaseID: l.engine.config.Database, Pool: target.Pool, Name: target.Name, Provider: target.Provider,
 			ProviderID: target.ProviderID, Address: target.Address, Fence: w.Fence(), Attempt: int(w.Attempt()), Process: w.Process(),
@@ -452,11 +456,27 @@ func (l *claimLoop) do(ctx context.Context, w *bmdb.Work, spec *bmdb.ClaimSpec, 
 	return target
 }
 
-// target reads how the machine of a work is reached. A machine without an object is not touched.
-func (l *claimLoop) target(ctx context.Context, w *bmdb.Work) (bmdb.Target, error) {
-	target, err := l.engine.targets.MachineTarget(ctx, w.Machine)
+// targets returns how machines are reached, by ID.
+type targets func() (map[uuid.UUID]bmdb.Target, error)
+
+// targets reads how the machines of works that were started together are reached, once the first of them asks.
+func (l *claimLoop) targets(works []*bmdb.Work) targets {
+	ids := make([]uuid.UUID, len(works))
+	for i, w := range works {
+		ids[i] = w.Machine
+	}
+	return sync.OnceValues(func() (map[uuid.UUID]bmdb.Target, error) { return l.engine.targets.MachineTargets(l.serving, ids) })
+}
+
+// target is how the machine of a work is reached. A machine without an object is not touched.
+func (l *claimLoop) target(ctx context.Context, w *bmdb.Work, targets targets) (bmdb.Target, error) {
+	all, err := targets()
 	if err != nil {
-		return target, err
+		return bmdb.Target{}, err
+	}
+	target, ok := all[w.Machine]
+	if !ok {
+		return target, fmt.Errorf("machine %s: %w", w.Machine, bmdb.ErrNoSuchMachine)
 	}
 	missing, err := l.engine.objects.Missing(ctx, target)
 	if missing {

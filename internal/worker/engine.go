@@ -44,11 +44,13 @@ type Owner interface {
 	ClaimRound(ctx context.Context, claim *bmdb.OwnedClaim, free int) ([]*bmdb.Work, error)
 	ReviewClaim(ctx context.Context, claim *bmdb.OwnedClaim) (bmdb.Outlook, error)
 	ReleaseClaim(ctx context.Context, claim *bmdb.OwnedClaim) error
+	ShowProgress(ctx context.Context, list []bmdb.Progress) ([]*bmdb.Work, error)
 }
 
 // Targets says how machines are reached; a *bmdb.Connection does.
 type Targets interface {
-	MachineTarget(ctx context.Context, id uuid.UUID) (bmdb.Target, error)
+	// MachineTargets leaves out machines that the database does not have.
+	MachineTargets(ctx context.Context, ids []uuid.UUID) (map[uuid.UUID]bmdb.Target, error)
 }
 
 // Drivers opens the drivers of providers.
@@ -120,6 +122,7 @@ type Engine struct {
 	pool      *pool
 	poll      chan struct{}
 	lines     lines
+	progress  *progress
 
 	mu    sync.Mutex
 	loops map[claimID]*claimLoop
@@ -132,7 +135,7 @@ type claimID struct{ pool, key string }
 func New(config Config, processes process.Set, targets Targets, drivers Drivers, objects Objects, observer Observer, log logr.Logger) *Engine {
 	return &Engine{
 		config: config, processes: processes, targets: targets, drivers: drivers, objects: objects, observer: observer, log: log,
-		pool: newPool(config.Concurrency, observer.Pool), poll: make(chan struct{}, 1),
+		pool: newPool(config.Concurrency, observer.Pool), poll: make(chan struct{}, 1), progress: newProgress(),
 		loops: map[claimID]*claimLoop{}, works: map[claimID]map[*bmdb.Work]context.CancelCauseFunc{},
 	}
 }
@@ -144,6 +147,7 @@ func (e *Engine) Serve(ctx context.Context, s *bmdb.Session) { e.serve(ctx, s) }
 func (e *Engine) serve(ctx context.Context, owner Owner) {
 	var running sync.WaitGroup
 	defer running.Wait()
+	running.Go(func() { e.showProgress(ctx, owner) })
 	busy, probed := 0, time.Now()
 	for {
 		wait, seen := pollEvery/2+rand.N(pollEvery), owner.ClaimsSeen()

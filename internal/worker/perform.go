@@ -33,7 +33,7 @@ type performance struct {
 	driver  provider.Driver
 	backoff bmdb.Backoff
 	machine provider.Machine
-	changed func()
+	show    func(step string, percent int)
 	log     logr.Logger
 	stopped bool // the worker touches the machine no more
 }
@@ -94,7 +94,7 @@ func (p *performance) perform(ctx context.Context) (r result) {
 			r = result{err: fmt.Errorf("%w: %v", errPanicked, v)}
 		}
 	}()
-	outcome, err := p.process.Perform(ctx, process.Task{Machine: p.machine, Driver: p.driver, Steps: process.NewSteps(p.work, p.changed)})
+	outcome, err := p.process.Perform(ctx, process.Task{Machine: p.machine, Driver: p.driver, Steps: process.NewSteps(p.work, p.show)})
 	return result{outcome, err}
 }
 

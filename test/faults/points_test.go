@@ -25,7 +25,7 @@ func stages() []stage {
 	return []stage{
 		{"own a claim", []string{"TakeClaims"}},
 		{"retrieval", []string{"StartBatch"}},
-		{"check before a step", []string{"Progress", "Check"}},
+		{"check before a step", []string{"Check"}},
 		{"commit", []string{"End"}},
 		{"counts of an end", []string{"CountEnds"}},
 		{"review of a claim", []string{"LockForReview", "WriteOutlook", "CountSkipped"}},

@@ -193,14 +193,45 @@ type batch struct {
 // gatherTime is the operator's: for how long a claim's owner waits for more of its works to end before it starts others.
 const gatherTime = time.Millisecond
 
+// running is the works of one claim that go on.
+type running struct {
+	count atomic.Int64
+	ended chan struct{} // holds a value if one has ended since it was looked at
+}
+
+// gather waits a moment for works that end at about the same time.
+func (r *running) gather(ctx context.Context) error {
+	t := time.NewTimer(gatherTime)
+	defer t.Stop()
+	for r.count.Load() > 0 {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-t.C:
+			return nil
+		case <-r.ended:
+		}
+	}
+	return nil
+}
+
+func (r *running) end() {
+	r.count.Add(-1)
+	select {
+	case r.ended <- struct{}{}:
+	default:
+	}
+}
+
 // loop starts works for one claim while there is time.
 func (b *batch) loop(ctx context.Context, o *bmdb.OwnedClaim) error {
+	r := &running{ended: make(chan struct{}, 1)}
 	for !b.record.Over() && ctx.Err() == nil {
 		if err := b.slots.Acquire(ctx, 1); err != nil {
 			return err
 		}
 		free := int64(1)
-		if err := wait(ctx, gatherTime); err != nil {
+		if err := r.gather(ctx); err != nil {
 			return err
 		}
 		for free < b.workers && b.slots.TryAcquire(1) {
@@ -210,7 +241,8 @@ func (b *batch) loop(ctx context.Context, o *bmdb.OwnedClaim) error {
 		works, err := b.program.session.ClaimRound(ctx, o, int(free))
 		b.slots.Release(free - int64(len(works)))
 		for _, w := range works {
-			b.works.Go(func() { b.end(ctx, w, start) })
+			r.count.Add(1)
+			b.works.Go(func() { b.end(ctx, w, r, start) })
 		}
 		switch {
 		case errors.Is(err, bmdb.ErrNothingToDo):
@@ -234,9 +266,10 @@ func (b *batch) loop(ctx context.Context, o *bmdb.OwnedClaim) error {
 	return nil
 }
 
-func (b *batch) end(ctx context.Context, w *bmdb.Work, start time.Time) {
+func (b *batch) end(ctx context.Context, w *bmdb.Work, r *running, start time.Time) {
 	err := w.FinishData(ctx, bmdb.Outcome{AgentPublicKey: publicKey})
 	b.slots.Release(1)
+	r.end()
 	if err != nil {
 		b.program.Counter.Conflicts.Add(1)
 		b.fail(err)

@@ -43,9 +43,13 @@ type endVerdict struct {
 const (
 	// maxEnds bounds a group: more would hold the mutexes of many machines for longer than it saves commits.
 	maxEnds = 64
-	// company is how long a group waits for the next member while other works are open. What a commit costs hardly depends on the size of its group,
-	// and the groups of a claim come one after the other: the first of many ends must not make a group of its own.
-	company = time.Millisecond
+	// company is how long a group waits for the next member while other works are open, and longCompany for how long for all of them. What a commit
+	// costs hardly depends on the size of its group, and the groups of a claim come one after the other: the first of many ends must not make a group
+	// of its own, and works that began together should end together.
+	company     = time.Millisecond
+	longCompany = 10 * time.Millisecond
+	// longCommit is after what time a group is not waited for.
+	longCommit = 50 * time.Millisecond
 )
 
 // submit hands an end to the session's committer and waits for its verdict. After the session is over it commits alone: what has
@@ -68,36 +72,42 @@ func (s *Session) submit(ctx context.Context, r *endRequest) (string, error) {
 	}
 }
 
-// commitEnds is the committer: while one group commits, the next one gathers, so a group is as large as the load makes it.
+// commitEnds is the committer: while one group commits, the next one gathers, so a group is as large as the load makes it. One that takes long, because
+// it waits for a lock or its connection has fallen silent, does not keep another.
 func (s *Session) commitEnds(ctx context.Context) {
 	const committers = 2
-	free := make(chan struct{}, committers)
-	running := make(chan struct{})
-	n := 0
-	for {
-		select {
-		case <-ctx.Done():
-			// Ends that come from now on find nobody here and commit alone.
-			for ; n > 0; n-- {
-				<-running
-			}
-			return
-		case <-running:
-			n--
-			<-free
-		case free <- struct{}{}:
-			group := s.gather(ctx)
-			if group == nil {
-				<-free
-				continue
-			}
-			n++
-			go func() {
-				s.commitGroup(context.WithoutCancel(ctx), group)
-				s.ending.Add(-int64(len(group)))
-				running <- struct{}{}
-			}()
+	committed, n := make(chan struct{}, committers), 0
+	// Ends that come from now on find nobody here and commit alone.
+	defer func() {
+		for ; n > 0; n-- {
+			<-committed
 		}
+	}()
+	for ctx.Err() == nil {
+		if n > 0 {
+			var long <-chan time.Time
+			if n < committers {
+				long = time.After(longCommit)
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-committed:
+				n--
+				continue
+			case <-long:
+			}
+		}
+		group := s.gather(ctx)
+		if group == nil {
+			return
+		}
+		n++
+		go func() {
+			s.commitGroup(context.WithoutCancel(ctx), group)
+			s.ending.Add(-int64(len(group)))
+			committed <- struct{}{}
+		}()
 	}
 }
 
@@ -111,8 +121,9 @@ func (s *Session) gather(ctx context.Context) []*endRequest {
 	case r := <-s.ends:
 		group = append(group, r)
 	}
-	patience := time.NewTimer(company)
+	patience, enough := time.NewTimer(company), time.NewTimer(longCompany)
 	defer patience.Stop()
+	defer enough.Stop()
 	for len(group) < maxEnds {
 		select {
 		case r := <-s.ends:
@@ -126,8 +137,10 @@ func (s *Session) gather(ctx context.Context) []*endRequest {
 		select {
 		case r := <-s.ends:
 			group = append(group, r)
+			patience.Reset(company)
 			continue
 		case <-patience.C:
+		case <-enough.C:
 		case <-ctx.Done(): // those that it has are committed
 		}
 		break

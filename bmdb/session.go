@@ -36,6 +36,7 @@ type Session struct {
 	ends   chan *endRequest
 	ending atomic.Int64 // members of groups that are being committed
 	ended  sync.Once
+	checks checks
 
 	closing sync.Mutex // of Close, which is called by its caller and by the end of a context
 	closed  bool

@@ -6,6 +6,9 @@ package bmdb
 // This file holds the statements of the protocol, which sqlc cannot type: sets of works as arrays, several tables in one statement.
 // They are one text for both databases. Rules: one mutation of a table in a statement; rows of machine_state are locked or written
 // before everything that depends on them, by ascending machine; nothing but sqlRecompute and sqlRecomputeProcess write the states ready and waiting.
+// A work of which the machine is known is found by the key of its row: there `state = 3` says what `work_id IS NOT NULL` would, and IS NOT DISTINCT FROM
+// what = would. These offer the planner the partial indexes of all works that go on, and because there are none when a statement is planned, it reads one
+// of them from end to end for each machine when there are thousands.
 
 // forever is the end of a hold that has none. (infinity is not the same on both databases.)
 const forever = "'9999-12-31 00:00:00+00'::timestamptz"

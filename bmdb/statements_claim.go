@@ -276,7 +276,7 @@ const (
         WHEN NOT ` + eligibleNow + ` THEN 'NotNeeded'
         WHEN d.quarantined_at IS NOT NULL THEN 'Quarantined'
         WHEN NOT ` + notHeld + ` THEN 'Held'
-        WHEN EXISTS (SELECT 1 FROM work o WHERE o.machine_id = m.machine_id AND o.slot = p.slot AND o.work_id IS NOT NULL) THEN 'LockedBy'
+        WHEN ` + worksInSlot + ` > 0 THEN 'LockedBy'
         WHEN w.backoff_until > clock_timestamp() THEN 'BackedOff'
         WHEN x.at_limit THEN 'AtLimit'
         ELSE 'Ready' END`
@@ -284,7 +284,7 @@ const (
 	// passes is when a class passes by itself.
 	passes = `CASE WHEN NOT ` + notHeld + ` THEN NULLIF(m.held_until, ` + forever + `) ELSE w.backoff_until END`
 
-	// classify is made of a page of machines. NULL instead of a class counts the machines of the page, selected or not, and names the last.
+	// classify is made of a page of machines. OFFSET 0 keeps the planner from reading all that the claim has done for each of them. NULL instead of a class counts the machines of the page, selected or not, and names the last.
 	classify = `
 WITH ` + terms + `,
 p AS (SELECT p.process, p.slot, p.requires, p.forbids FROM processes p WHERE p.process = $2 AND p.pool IN ('', $1)),
@@ -296,7 +296,9 @@ classified AS (
     SELECT x.machine_id, ` + class + ` AS class, ` + failing + ` AS failing, ` + passes + ` AS passes
     FROM x JOIN machine_state m ON m.machine_id = x.machine_id CROSS JOIN p
     LEFT JOIN work w ON w.machine_id = x.machine_id AND w.process = $2
-    LEFT JOIN claim_machines d ON d.pool = $1 AND d.claim_key = $3 AND d.machine_id = x.machine_id
+    LEFT JOIN LATERAL (
+        SELECT d.finished_work_id, d.quarantined_at, d.skipped FROM claim_machines d
+        WHERE d.pool = $1 AND d.claim_key = $3 AND d.machine_id = x.machine_id OFFSET 0) d ON true
     WHERE ` + selectedByLabels + ` AND ($3 = '' OR NOT (m.facts && ARRAY['ViewLost'])))`
 
 	pageOfNames = `
@@ -344,7 +346,7 @@ WHERE m.machine_id IS NULL OR m.facts && ARRAY['ViewLost'] ORDER BY n.name`
 	sqlSkip = `
 INSERT INTO claim_machines (pool, claim_key, machine_id, skipped, changed_at)
 SELECT $1::text, $2::text, x.machine_id, true, clock_timestamp() FROM (SELECT unnest($3::uuid[]) AS machine_id) x
-WHERE NOT EXISTS (SELECT 1 FROM work w WHERE w.machine_id = x.machine_id AND w.pool = $1 AND w.claim_key = $2 AND w.work_id IS NOT NULL)
+WHERE (SELECT count(*) FROM work w WHERE w.machine_id = x.machine_id AND w.pool = $1 AND w.claim_key = $2 AND w.state = 3) = 0
 ORDER BY x.machine_id
 ON CONFLICT (pool, claim_key, machine_id) DO UPDATE SET skipped = true, quarantined_work_id = NULL, quarantined_at = NULL, changed_at = excluded.changed_at
 WHERE claim_machines.finished_work_id IS NULL AND NOT claim_machines.skipped
@@ -364,7 +366,7 @@ FROM machine_state m
 JOIN processes p ON p.process = $2 AND p.pool IN ('', m.pool)
 LEFT JOIN machine_identities i ON i.machine_id = m.machine_id
 LEFT JOIN machine_holds h ON h.machine_id = m.machine_id AND (h.held_until IS NULL OR h.held_until > clock_timestamp())
-LEFT JOIN work o ON o.machine_id = m.machine_id AND o.slot = p.slot AND o.work_id IS NOT NULL
+LEFT JOIN LATERAL (SELECT o.process, o.claim_key, o.session_id FROM work o WHERE o.machine_id = m.machine_id AND o.slot = p.slot AND o.state = 3 OFFSET 0) o ON true
 LEFT JOIN sessions s ON s.session_id = o.session_id
 LEFT JOIN work w ON w.machine_id = m.machine_id AND w.process = $2
 LEFT JOIN claim_machines d ON d.pool = m.pool AND d.claim_key = $3 AND d.machine_id = m.machine_id
@@ -387,7 +389,8 @@ SELECT w.machine_id, COALESCE(i.name, w.machine_id::text), w.work_id, COALESCE(d
 FROM work w
 LEFT JOIN machine_identities i ON i.machine_id = w.machine_id
 LEFT JOIN sessions s ON s.session_id = w.session_id
-LEFT JOIN claim_machines d ON d.pool = w.pool AND d.claim_key = w.claim_key AND d.machine_id = w.machine_id
+LEFT JOIN LATERAL (
+    SELECT d.attempts FROM claim_machines d WHERE d.pool = w.pool AND d.claim_key = w.claim_key AND d.machine_id = w.machine_id OFFSET 0) d ON true
 WHERE w.pool = $1 AND w.claim_key = $2 AND w.work_id IS NOT NULL ORDER BY w.started_at, w.machine_id LIMIT $3`
 
 	sqlClaimFailures = `

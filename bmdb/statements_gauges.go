@@ -33,7 +33,7 @@ counted AS (
     SELECT p.process, CASE
             WHEN m.lost THEN 'Unmanaged'
             WHEN NOT ` + notHeld + ` THEN 'Held'
-            WHEN EXISTS (SELECT 1 FROM work o WHERE o.machine_id = m.machine_id AND o.slot = p.slot AND o.work_id IS NOT NULL) THEN 'Locked'
+            WHEN ` + worksInSlot + ` > 0 THEN 'Locked'
             WHEN w.backoff_until > clock_timestamp() THEN 'BackedOff'
             ELSE 'Eligible' END AS gate,
         extract(epoch FROM clock_timestamp() - ` + readySince + `)::float8 AS age

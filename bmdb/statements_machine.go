@@ -37,7 +37,7 @@ SELECT o.machine_id, COALESCE(i.name, ''), COALESCE(i.provider, ''), COALESCE(i.
     EXISTS (SELECT 1 FROM machine_views v WHERE v.machine_id = o.machine_id AND v.cluster = $6 AND v.name = $4 AND v.uid <> $7 AND v.attached),
     EXISTS (SELECT 1 FROM machine_views v WHERE v.machine_id = o.machine_id) AND NOT EXISTS (
         SELECT 1 FROM machine_views v WHERE v.machine_id = o.machine_id AND v.attached AND NOT (v.cluster = $6 AND v.name = $4 AND v.uid <> $7)),
-    EXISTS (SELECT 1 FROM work w WHERE w.machine_id = o.machine_id AND w.work_id IS NOT NULL),
+    EXISTS (SELECT 1 FROM work w WHERE w.machine_id = o.machine_id AND w.state = 3),
     EXISTS (SELECT 1 FROM machine_views v WHERE v.machine_id = o.machine_id AND v.cluster = $6 AND v.name = $4 AND v.uid = $7 AND v.attached)
 FROM o LEFT JOIN machine_identities i ON i.machine_id = o.machine_id LEFT JOIN machine_provided p ON p.machine_id = o.machine_id
 WHERE NOT COALESCE(p.pool = $1 AND p.provider = $2 AND p.provider_id = $3, false) ORDER BY o.machine_id`
@@ -113,7 +113,7 @@ WHERE m.machine_id = ANY($1) ORDER BY m.machine_id`
 SELECT w.machine_id, w.process, w.slot, w.work_id, w.claim_key, w.session_id, COALESCE(s.session_runtime_info, ''), COALESCE(s.session_cluster, ''),
     w.started_at, w.attempt, w.step, w.percent
 FROM work w LEFT JOIN sessions s ON s.session_id = w.session_id
-WHERE w.machine_id = ANY($1) AND w.work_id IS NOT NULL ORDER BY w.machine_id, w.started_at, w.process`
+WHERE w.machine_id = ANY($1) AND w.state = 3 ORDER BY w.machine_id, w.started_at, w.process`
 
 	// sqlSnapshotFailures are the processes that failed since they last succeeded; those whose backoff runs leave the machine alone.
 	sqlSnapshotFailures = `
@@ -134,7 +134,7 @@ SELECT v.machine_id, v.cluster, v.uid, v.name, v.manages FROM machine_views v WH
 
 // Pins and acceptances.
 const (
-	sqlOwnWork = "SELECT machine_id FROM work WHERE machine_id = $1 AND process = $2 AND work_id = $3"
+	sqlOwnWork = "SELECT machine_id FROM work WHERE machine_id = $1 AND process = $2 AND work_id IS NOT DISTINCT FROM $3"
 
 	sqlPinHostKey = `
 UPDATE machine_identities SET host_key = $2, host_key_set_at = clock_timestamp() WHERE machine_id = $1 AND host_key IS DISTINCT FROM $2 RETURNING pool, name`
@@ -172,7 +172,7 @@ WHERE NOT EXISTS (SELECT 1 FROM machine_holds h WHERE h.machine_id = x.machine_i
 	sqlReleaseHold  = "DELETE FROM machine_holds WHERE machine_id = ANY($1) AND hold_name = $2"
 
 	sqlHoldState = `
-SELECT h.machine_id, EXISTS (SELECT 1 FROM work w WHERE w.machine_id = h.machine_id AND w.work_id IS NOT NULL)
+SELECT h.machine_id, EXISTS (SELECT 1 FROM work w WHERE w.machine_id = h.machine_id AND w.state = 3)
 FROM machine_holds h WHERE h.pool = $1 AND h.hold_name = $2 AND (h.held_until IS NULL OR h.held_until > clock_timestamp()) ORDER BY h.machine_id`
 )
 

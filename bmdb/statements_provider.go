@@ -310,7 +310,7 @@ UPDATE providers p SET spread_rev = l.rev FROM l WHERE p.pool = l.pool AND p.pro
 // sqlAnythingDue asks whether there is something to do, for all that wait for something in the database: timers, processes to fill in, limits to
 // arrange, revisions to spread, claims without an owner that session $1 may take up, changes that cluster $2 has still to show. Each look is in the
 // order of a partial index and ends at its first row: asked whether a row exists where nearly all seem to match, the planner would look for it in
-// the table. A process or limit that is not due yet is few rows, and so are claims that run.
+// the table. A process or limit that is not due yet is few rows, and so are claims that run. The last column is how many look, up to as many as matter.
 const sqlAnythingDue = `
 SELECT (SELECT w.not_before FROM work w WHERE w.state = 1 AND w.not_before <= clock_timestamp() ORDER BY w.not_before LIMIT 1) IS NOT NULL,
     (SELECT count(*) FROM processes p WHERE p.fill_pass > 0 AND (p.fill_not_before IS NULL OR p.fill_not_before <= clock_timestamp())) > 0,
@@ -319,7 +319,8 @@ SELECT (SELECT w.not_before FROM work w WHERE w.state = 1 AND w.not_before <= cl
  OR (SELECT c.pool FROM claims c WHERE c.rev <> c.spread_rev ORDER BY c.pool, c.claim_key LIMIT 1) IS NOT NULL
  OR (SELECT count(*) FROM providers p WHERE p.rev <> p.spread_rev AND p.pool <> '') > 0,
     (SELECT c.pool` + unowned + `ORDER BY c.pool, c.claim_key LIMIT 1) IS NOT NULL,
-    (SELECT j.kind FROM projection j WHERE j.cluster = $2 AND j.rev <> j.done_rev AND j.done_rev < j.rev ORDER BY j.cluster, j.kind, j.pool, j.id LIMIT 1) IS NOT NULL`
+    (SELECT j.kind FROM projection j WHERE j.cluster = $2 AND j.rev <> j.done_rev AND j.done_rev < j.rev ORDER BY j.cluster, j.kind, j.pool, j.id LIMIT 1) IS NOT NULL,
+    (SELECT count(*) FROM (SELECT 1 FROM session_leases LIMIT 16) s)`
 
 // Retention, in pages. $1 is the age in milliseconds.
 const (

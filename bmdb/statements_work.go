@@ -85,6 +85,9 @@ UPDATE limit_slots s SET work_id = NULL FROM lost WHERE s.limit_id = lost.limit_
 // Starts. What must not be there is counted machine by machine: a NOT EXISTS is a join to the planner, which may read all that a claim has done to find
 // one machine in it.
 const (
+	// worksInSlot counts the works on a machine m in the slot of a process p.
+	worksInSlot = "(SELECT count(*) FROM work o WHERE o.machine_id = m.machine_id AND o.slot = p.slot AND o.state = 3)"
+
 	// alarmedInPoolOfMachine tells that a process p may lose data, and that something speaks against the database in the pool of a machine m.
 	alarmedInPoolOfMachine = "(p.destructive AND EXISTS (SELECT 1 FROM database_alarms a WHERE a.pool = m.pool))"
 
@@ -105,7 +108,7 @@ c AS (
     SELECT m.machine_id, p.process, p.slot, m.pool, m.provider, 3, $3, $4, '', m.rev, 1, clock_timestamp(),
         CASE WHEN $5::bigint > 0 THEN clock_timestamp() + $5::bigint * interval '1 millisecond' END
     FROM m CROSS JOIN p
-    WHERE (SELECT count(*) FROM work o WHERE o.machine_id = m.machine_id AND o.slot = p.slot AND o.work_id IS NOT NULL) = 0
+    WHERE ` + worksInSlot + ` = 0
       AND (NOT EXISTS (SELECT 1 FROM limits l WHERE l.limit_id = p.limit_id) OR EXISTS (SELECT 1 FROM f))
     ON CONFLICT (machine_id, process) DO UPDATE SET slot = excluded.slot, pool = excluded.pool, provider = excluded.provider, state = 3,
         not_before = NULL, work_id = excluded.work_id, session_id = excluded.session_id, claim_key = '', fence = excluded.fence,
@@ -125,7 +128,7 @@ SELECT CASE
     WHEN NOT ` + notHeld + ` THEN 'Held'
     WHEN p.process IS NULL THEN 'NoSuchProcess'
     WHEN ` + alarmedInPoolOfMachine + ` THEN 'DatabaseNotAcknowledged'
-    WHEN EXISTS (SELECT 1 FROM work o WHERE o.machine_id = m.machine_id AND o.slot = p.slot AND o.work_id IS NOT NULL) THEN 'Locked'
+    WHEN ` + worksInSlot + ` > 0 THEN 'Locked'
     ELSE 'AtLimit' END
 FROM (SELECT $1::uuid AS id) x
 LEFT JOIN machine_state m ON m.machine_id = x.id
@@ -151,11 +154,10 @@ z AS (
       AND ` + notHeld + ` AND (SELECT bool_or(` + eligibleNow + `) FROM p)
     ORDER BY m.machine_id FOR UPDATE OF m SKIP LOCKED),
 e AS (
-    SELECT z.machine_id, z.rev, x.work_id, w.fence AS seen, row_number() OVER (ORDER BY z.machine_id) AS rn
-    FROM z JOIN x ON x.machine_id = z.machine_id JOIN work w ON w.machine_id = z.machine_id AND w.process = $2 CROSS JOIN p
-    WHERE ` + due + `
-      AND (SELECT count(*) FROM work o WHERE o.machine_id = z.machine_id AND o.slot = p.slot AND o.work_id IS NOT NULL) = 0
-      AND (SELECT count(*) FROM claim_machines d WHERE d.pool = $5 AND d.claim_key = $9 AND d.machine_id = z.machine_id
+    SELECT m.machine_id, m.rev, x.work_id, w.fence AS seen, row_number() OVER (ORDER BY m.machine_id) AS rn
+    FROM z m JOIN x ON x.machine_id = m.machine_id JOIN work w ON w.machine_id = m.machine_id AND w.process = $2 CROSS JOIN p
+    WHERE ` + due + ` AND ` + worksInSlot + ` = 0
+      AND (SELECT count(*) FROM claim_machines d WHERE d.pool = $5 AND d.claim_key = $9 AND d.machine_id = m.machine_id
            AND ` + closedForClaim + `) = 0),
 f AS (
     SELECT s.n, row_number() OVER (ORDER BY s.n) AS rn FROM (
@@ -231,7 +233,7 @@ f AS (
         backoff_cause = CASE WHEN x.event = 'Finished' THEN '' WHEN x.backoff_seconds > 0 THEN x.cause ELSE w.backoff_cause END,
         backoff_attempts = CASE WHEN x.event = 'Finished' THEN 0 WHEN x.event = 'Failed' THEN w.backoff_attempts + 1 ELSE w.backoff_attempts END
     FROM x
-    WHERE w.machine_id = x.machine_id AND w.process = x.process AND w.work_id = x.work_id%[2]s
+    WHERE w.machine_id = x.machine_id AND w.process = x.process AND w.work_id IS NOT DISTINCT FROM x.work_id%[2]s
     RETURNING w.machine_id, w.process, x.work_id, w.session_id, w.pool, w.claim_key, w.started_at, w.fence, w.attempt, x.cause%[5]s, %[3]s AS verdict),
 h AS (
     INSERT INTO work_history (machine_id, work_id, phase, process, event, timestamp, failed_cause, session_id, pool, claim_key, fence, attempt, duration_ms, actor)
@@ -326,7 +328,7 @@ FROM n WHERE c.pool = n.pool AND c.claim_key = n.claim_key`
 	sqlFence = `
 INSERT INTO work_history (machine_id, work_id, phase, process, event, timestamp, session_id, pool, claim_key, fence, attempt, duration_ms, actor)
 SELECT $1, NULL, 1, '', 'Lost', clock_timestamp(), $3, '', '', 0, 0, 0, ''
-WHERE NOT EXISTS (SELECT 1 FROM work WHERE machine_id = $1 AND process = $2 AND work_id = $3)`
+WHERE NOT EXISTS (SELECT 1 FROM work WHERE machine_id = $1 AND process = $2 AND work_id IS NOT DISTINCT FROM $3)`
 
 	// sqlEndsOf reads back how works ended.
 	sqlEndsOf = "SELECT work_id, event FROM work_history WHERE machine_id = ANY($1) AND work_id = ANY($2) AND phase = 1"
@@ -343,7 +345,7 @@ ON CONFLICT (machine_id, tag) DO UPDATE SET tag_set_at = excluded.tag_set_at`
 DELETE FROM machine_tags
 WHERE (machine_id, tag) IN (SELECT x.machine_id, x.tag FROM (SELECT unnest($1::uuid[]) AS machine_id, unnest($2::text[]) AS tag) x)`
 
-	sqlCheckpoint = "UPDATE work SET checkpoint = $4 WHERE machine_id = $1 AND process = $2 AND work_id = $3 RETURNING machine_id"
+	sqlCheckpoint = "UPDATE work SET checkpoint = $4 WHERE machine_id = $1 AND process = $2 AND work_id IS NOT DISTINCT FROM $3 RETURNING machine_id"
 
 	// sqlProgress shows steps of works; losing them does no harm, so it takes no mutex, and waits for nobody who writes a work at the moment.
 	sqlProgress = `
@@ -351,12 +353,16 @@ WITH x AS (
     SELECT unnest($1::uuid[]) AS machine_id, unnest($2::text[]) AS process, unnest($3::uuid[]) AS work_id, unnest($4::text[]) AS step, unnest($5::bigint[]) AS percent),
 l AS (
     SELECT w.machine_id, w.process, x.work_id, x.step, x.percent
-    FROM x JOIN work w ON w.machine_id = x.machine_id AND w.process = x.process AND w.work_id = x.work_id
+    FROM x JOIN work w ON w.machine_id = x.machine_id AND w.process = x.process AND w.work_id IS NOT DISTINCT FROM x.work_id
     FOR UPDATE OF w SKIP LOCKED)
 UPDATE work w SET step = l.step, percent = l.percent
-FROM l WHERE w.machine_id = l.machine_id AND w.process = l.process AND w.work_id = l.work_id RETURNING w.work_id`
+FROM l WHERE w.machine_id = l.machine_id AND w.process = l.process RETURNING w.work_id`
 
-	sqlCheck = "SELECT machine_id FROM work WHERE machine_id = $1 AND process = $2 AND work_id = $3"
+	// sqlCheck finds those of the works that have their locks. OFFSET 0 keeps the planner from reading a small fleet as a whole.
+	sqlCheck = `
+WITH x AS (SELECT unnest($1::uuid[]) AS machine_id, unnest($2::text[]) AS process, unnest($3::uuid[]) AS work_id)
+SELECT x.work_id FROM x CROSS JOIN LATERAL (
+    SELECT 1 FROM work w WHERE w.machine_id = x.machine_id AND w.process = x.process AND w.work_id IS NOT DISTINCT FROM x.work_id OFFSET 0) w`
 )
 
 var (

@@ -12,7 +12,8 @@ import (
 )
 
 // Whoever waits for something in the database shares one statement that asks for all of them: the chores, OwnClaims and PendingProjections. A program
-// that has nothing to do asks once in a while; one whose chores found something asks again soon.
+// that has nothing to do asks once in a while; where chores found something, one or the other of those who look asks again soon: what all of them
+// see at the same moment, all of them do.
 const (
 	tendSoon = 100 * time.Millisecond
 	tendIdle = 1075 * time.Millisecond
@@ -70,26 +71,29 @@ func (t *tender) loops() []func(context.Context) {
 // watch asks what there is to do until ctx is done.
 func (t *tender) watch(ctx context.Context) {
 	for wait := tendIdle; sleep(ctx, wait*8/9+rand.N(wait*2/9)); {
-		found := false
+		found, lookers := false, int64(1)
 		t.m.turn(ctx, "look for chores", func(ctx context.Context) (err error) {
-			found, err = t.look(ctx)
+			found, lookers, err = t.look(ctx)
 			return err
 		})
-		if wait = min(2*wait, tendIdle); found {
-			wait = tendSoon
+		wait = min(2*wait, tendIdle)
+		if found {
+			wait = min(time.Duration(max(lookers, 1))*tendSoon, tendIdle)
 		}
 	}
 }
 
-func (t *tender) look(ctx context.Context) (found bool, err error) {
+// look tells whether a chore has something to do, and how many programs look.
+func (t *tender) look(ctx context.Context) (found bool, lookers int64, err error) {
 	due := make([]bool, len(t.chores)+2)
-	columns := make([]any, len(due))
+	columns := make([]any, len(due), len(due)+1)
 	for i := range due {
 		columns[i] = &due[i]
 	}
+	columns = append(columns, &lookers)
 	c := t.m.conn
 	if err := c.read(ctx, "AnythingDue", sqlAnythingDue, t.of.unownedArgs(), func() {}, func(row pgx.Rows) error { return row.Scan(columns...) }); err != nil {
-		return false, err
+		return false, 0, err
 	}
 	for i, chore := range t.chores {
 		if due[i] {
@@ -104,7 +108,7 @@ func (t *tender) look(ctx context.Context) (found bool, err error) {
 		hint(c.pending.seen)
 	}
 	c.pending.looked.Store(int64(now()))
-	return found, nil
+	return found, lookers, nil
 }
 
 // hint wakes who waits for a channel, if nothing did so already.

@@ -113,6 +113,81 @@ func touchRows(t *testing.T, machines int) {
 	}
 }
 
+// What an operation reads does not grow with the works that go on beside it, either: statements were planned when there were none.
+func TestRowsTouchedWhileWorksGoOn(t *testing.T) {
+	t.Parallel()
+	const going = 2000
+	l := newLab(t, inClusterA, func(c *bmdb.Config) { c.MaxConnections = 1 })
+	fill(l, 3000)
+	ctx, s := t.Context(), l.session(bmdb.WithoutBeat(), bmdb.WithoutMaintenance())
+	claim := drain(l, s)
+	machines := machinesOf(t, l, pool)
+	var works []*bmdb.Work
+	var w *bmdb.Work
+	operations := []struct {
+		what    string
+		mayRead int64
+		do      func() error
+	}{
+		{"a start in the general form", 40, func() (err error) {
+			w, err = s.Work(ctx, model.ProcessAgentStart, constantly(machines[0]))
+			machines = machines[1:]
+			return err
+		}},
+		{"a check", 10, func() error { return w.Check(ctx) }},
+		{"a checkpoint", 10, func() error { return w.Checkpoint(ctx, []byte("x")) }},
+		{"a progress", 20, func() error {
+			_, err := s.ShowProgress(ctx, []bmdb.Progress{{Work: w, Step: "x"}})
+			return err
+		}},
+		{"an end", 80, func() error { return w.FinishData(ctx, bmdb.Outcome{AgentPublicKey: keyOf(w)}) }},
+		{"a start of a claim", 2*1001 + 9*40, func() (err error) {
+			works, err = s.ClaimRound(ctx, claim, 9)
+			return err
+		}},
+		{"what the status of a claim shows", 9 * 20, func() error {
+			_, err := l.conn.ClaimSnapshot(ctx, pool, claim.Spec.Key, bmdb.ClaimLimits{})
+			return err
+		}},
+		{"what the status of a machine shows", 40, func() error {
+			_, err := l.conn.MachineSnapshots(ctx, machines[:1])
+			return err
+		}},
+		{"an end for a claim", 80, func() error { return works[0].FinishData(ctx, bmdb.Outcome{AgentPublicKey: keyOf(works[0])}) }},
+		{"the other ends for the claim", 8 * 80, func() error {
+			for _, w := range works[1:] {
+				if err := w.FinishData(ctx, bmdb.Outcome{AgentPublicKey: keyOf(w)}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
+	}
+	for _, o := range operations {
+		if err := o.do(); err != nil {
+			t.Fatalf("%s: %v", o.what, err)
+		}
+	}
+	l.exec(`UPDATE work SET state = 3, work_id = gen_random_uuid(), session_id = gen_random_uuid(), claim_key = 'other', started_at = now()
+		WHERE machine_id IN (SELECT machine_id FROM work WHERE state = 2 AND machine_id > $1 ORDER BY machine_id DESC LIMIT $2::bigint)`, machines[0], going)
+	for _, o := range operations {
+		before, _, _, err := l.conn.RowsTouched(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := o.do(); err != nil {
+			t.Fatalf("%s: %v", o.what, err)
+		}
+		after, _, counted, err := l.conn.RowsTouched(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if read := after - before; counted && (read == 0 || read > o.mayRead) {
+			t.Errorf("%s reads %d rows while %d works go on, want at most %d", o.what, read, going, o.mayRead)
+		}
+	}
+}
+
 // fill makes machines that need an agent, past the library.
 func fill(l *lab, machines int) {
 	l.t.Helper()

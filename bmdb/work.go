@@ -124,7 +124,7 @@ func (w *Work) Check(ctx context.Context) error {
 	if err := w.usable(); err != nil {
 		return err
 	}
-	return w.own(ctx, "CheckWork", sqlCheck, w.Machine, w.process, w.id)
+	return w.heed(w.session.checkWork(ctx, w))
 }
 
 // Checkpoint records what the worker is about to do, before a side effect that must not be repeated blindly. It is refused like an end.
@@ -152,12 +152,20 @@ func (w *Work) usable() error {
 func (w *Work) own(ctx context.Context, name, sql string, args ...any) error {
 	ours := false
 	err := w.session.conn.read(ctx, name, sql, args, func() { ours = false }, func(pgx.Rows) error { ours = true; return nil })
-	if err != nil {
-		return fmt.Errorf("%s of machine %s: %w", w.process, w.Machine, err)
+	if err == nil && !ours {
+		err = ErrWorkLost
 	}
-	if !ours {
+	return w.heed(err)
+}
+
+// heed is what the database's answer means to the work.
+func (w *Work) heed(err error) error {
+	switch {
+	case errors.Is(err, ErrWorkLost):
 		w.lose(ErrWorkLost)
 		return ErrWorkLost
+	case err != nil:
+		return fmt.Errorf("%s of machine %s: %w", w.process, w.Machine, err)
 	}
 	return w.usable() // who was stopped between the question and the answer has an answer that is out of date
 }

@@ -208,9 +208,15 @@ func (o *Objects) Missing(ctx context.Context, target bmdb.Target) (bool, error)
 	return true, nil
 }
 
+// changesTogether is for how long a change of a claim waits for others, to be looked at with them: a claim that waits for a place and gets one changes
+// with each start.
+const changesTogether = 500 * time.Millisecond
+
 // ClaimChanged implements worker.Objects.
 func (o *Objects) ClaimChanged(pool, key string) {
-	o.look(pool, key, func(claim *v1alpha1.WorkClaim) time.Duration { return o.patience.left(claim.UID, o.clock.Now()) })
+	o.look(pool, key, func(claim *v1alpha1.WorkClaim) time.Duration {
+		return max(o.patience.left(claim.UID, o.clock.Now()), changesTogether)
+	})
 }
 
 // look asks for a look at the objects of a claim, each after a time.

@@ -36,8 +36,10 @@ const (
 	// yieldMost and yieldPart bound how long a freed place is left to other pods before the first in line takes it, by how long it was used.
 	yieldMost = time.Second
 	yieldPart = 20
-	// gatherTime is how long a claim whose works go on waits for others of them to end: a start of many costs hardly more than one of one.
+	// gatherTime is how long a claim whose works go on waits for the next of them to end: a start of many costs hardly more than one of one.
 	gatherTime = time.Millisecond
+	// longGather is for how long it waits for all of them.
+	longGather = 10 * time.Millisecond
 	// ownTurn is how long after the first in line the claim looks whose work has ended.
 	ownTurn = 100 * time.Millisecond
 )
@@ -256,15 +258,19 @@ func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 
 // gather gives works that end at about the same time a moment to do so. A turn follows, so nobody else misses what wakes it.
 func (l *claimLoop) gather(ctx context.Context) {
-	t := time.NewTimer(gatherTime)
+	t, enough := time.NewTimer(gatherTime), time.NewTimer(longGather)
 	defer t.Stop()
+	defer enough.Stop()
 	for l.running.Load() > 0 {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
 			return
+		case <-enough.C:
+			return
 		case <-l.wake: // one has ended
+			t.Reset(gatherTime)
 		}
 	}
 }

@@ -9,11 +9,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/bmdb-dev/bmdb-operator/test/bench/internal/fleet"
 	"github.com/bmdb-dev/bmdb-operator/test/bench/internal/ours"
 	"github.com/bmdb-dev/bmdb-operator/test/bench/internal/peer"
 	"github.com/bmdb-dev/bmdb-operator/test/bench/internal/result"
@@ -25,6 +25,8 @@ const (
 	podClaims = 16
 	// podWorkers is how many machines one pod works on at once: the operator's default.
 	podWorkers = 64
+	// warmPool has the machines that pods work off before those that count.
+	warmPool = "warm"
 )
 
 // manyPods is P3: more and more processes on the same machines.
@@ -62,7 +64,8 @@ func (s *suite) manyPods(ctx context.Context) error {
 
 // roundOfPods lets pods work off claims on the same machines, and asks the database how fast they were.
 func (s *suite) roundOfPods(ctx context.Context, pods int, name string) (rate float64, reports []podReport, err error) {
-	url, drop, err := s.databases.fresh(ctx, "ready-"+strconv.Itoa(fleetMachines), filled(ready(fleetMachines)))
+	warming := fleet.Fleet{Pool: warmPool, Provider: lab, Machines: pick(s, 3000, 8000)}
+	url, drop, err := s.databases.fresh(ctx, "ready-twice", filled(ready(fleetMachines), warming))
 	if err != nil {
 		return 0, nil, err
 	}
@@ -87,7 +90,15 @@ func (s *suite) roundOfPods(ctx context.Context, pods int, name string) (rate fl
 		}
 		running = append(running, r)
 	}
-	if err := attachAll(ctx, url); err != nil {
+	if err := attachAll(ctx, url, warmPool); err != nil {
+		return 0, nil, err
+	}
+	for _, r := range running {
+		if err := r.await(ctx, warmLine); err != nil {
+			return 0, nil, fmt.Errorf("warm up: %w", err)
+		}
+	}
+	if err := attachAll(ctx, url, pool); err != nil {
 		return 0, nil, err
 	}
 	var total int64
@@ -112,8 +123,8 @@ func (s *suite) roundOfPods(ctx context.Context, pods int, name string) (rate fl
 	return rate, reports, err
 }
 
-// attachAll records the claims, which the pods wait for.
-func attachAll(ctx context.Context, url string) (err error) {
+// attachAll records claims on the machines of a pool, which the pods wait for.
+func attachAll(ctx context.Context, url, pool string) (err error) {
 	p, err := ours.Open(ctx, url, ours.Options{Name: "bench", WithoutChores: true})
 	if err != nil {
 		return err
@@ -138,10 +149,10 @@ func rateOf(ctx context.Context, url string, t peer.Timing) (rate float64, err e
 	var n int64
 	var seconds float64
 	err = conn.QueryRow(ctx, `
-WITH b AS (SELECT min(timestamp) + $1::bigint * interval '1 millisecond' AS low, min(timestamp) + ($1::bigint + $2::bigint) * interval '1 millisecond' AS high FROM work_history WHERE phase = 0)
-SELECT count(*), COALESCE(extract(epoch FROM CASE WHEN (SELECT max(timestamp) FROM work_history) < max(b.high) THEN max(h.timestamp) ELSE max(b.high) END - max(b.low)), 0)::float8
-FROM work_history h CROSS JOIN b WHERE h.phase = 1 AND h.event = 'Finished' AND h.timestamp >= b.low AND h.timestamp < b.high`,
-		t.Warm.Milliseconds(), t.During.Milliseconds()).Scan(&n, &seconds)
+WITH b AS (SELECT min(timestamp) + $1::bigint * interval '1 millisecond' AS low, min(timestamp) + ($1::bigint + $2::bigint) * interval '1 millisecond' AS high FROM work_history WHERE phase = 0 AND pool = $3)
+SELECT count(*), COALESCE(extract(epoch FROM CASE WHEN (SELECT max(timestamp) FROM work_history WHERE pool = $3) < max(b.high) THEN max(h.timestamp) ELSE max(b.high) END - max(b.low)), 0)::float8
+FROM work_history h CROSS JOIN b WHERE h.pool = $3 AND h.phase = 1 AND h.event = 'Finished' AND h.timestamp >= b.low AND h.timestamp < b.high`,
+		t.Warm.Milliseconds(), t.During.Milliseconds(), pool).Scan(&n, &seconds)
 	if err != nil {
 		return 0, fmt.Errorf("ask for the rate: %w", err)
 	}

@@ -167,7 +167,7 @@ func TestNames(t *testing.T) {
 		"-- name: NewMachine :one\nINSERT INTO machines": "NewMachine",
 		"BEGIN ISOLATION LEVEL READ COMMITTED":           "BEGIN",
 		"COMMIT":                                         "COMMIT",
-		"SELECT machine_id FROM work WHERE machine_id = $1 AND process = $2 AND work_id = $3": "Check",
+		"SELECT machine_id FROM work WHERE machine_id = $1 AND process = $2 AND work_id IS NOT DISTINCT FROM $3": "OwnWork",
 	} {
 		if got := catalog.Name(sql); got != want {
 			t.Errorf("%s is called %s, want %s", sql, got, want)

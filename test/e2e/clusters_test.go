@@ -21,8 +21,13 @@ import (
 // clustersLimit is the parallelism of the provider in TestTwoClusters, over all clusters.
 const clustersLimit = 3
 
-// clusterFleet is how many machines it has: enough to go on until the cluster that began is destroyed.
-const clusterFleet = 60
+// clusterFleet is how many machines it has. With clusterSlow for each step, clustersLimit at once, they take minutes: works go on until the cluster that
+// began is destroyed, however long the parts before that take. The rest is made clusterQuick.
+const (
+	clusterFleet = 60
+	clusterSlow  = 6 * time.Second
+	clusterQuick = 300 * time.Millisecond
+)
 
 // TestTwoClusters has the same manifests in two clusters with two operators each, and one database. One of them manages, the other shows; limits and keys
 // hold across both. The first is destroyed while it works: its role passes, and the work goes on. A third, empty, gets the manifests then: it
@@ -42,9 +47,9 @@ func TestTwoClusters(t *testing.T) {
 		}
 	}
 	over := first.watchLimit(clustersLimit)
-	first.Create(first.clusterManifests()...)
+	first.Create(first.clusterManifests(clusterSlow)...)
 	first.AwaitRecorded("lab", clusterFleet)
-	second.Create(second.clusterManifests()...)
+	second.Create(second.clusterManifests(clusterSlow)...)
 	second.AwaitRecorded("lab", clusterFleet)
 	first.AwaitClaim("short", v1alpha1.ReasonComplete)
 	second.awaitManaged("short", metav1.ConditionFalse)
@@ -87,6 +92,7 @@ func TestTwoClusters(t *testing.T) {
 	for _, name := range []string{"short", "long"} {
 		second.awaitManaged(name, metav1.ConditionTrue)
 	}
+	second.setLatency("lab", clusterQuick)
 	second.AwaitClaim("long", v1alpha1.ReasonComplete)
 	for name, c := range second.conditions(v1alpha1.ConditionManaged) {
 		if c.Status != metav1.ConditionTrue {
@@ -104,7 +110,7 @@ func TestTwoClusters(t *testing.T) {
 	outcomes, history := second.outcomes(), second.everythingDone()
 	third := newLab(t, testbed.Options{Plane: newPlane(t), Database: first.Database, Namespace: first.Namespace})
 	third.Start("operator-2-0", append(flags, "--cluster-id", "cluster-2")...)
-	third.Create(third.clusterManifests()...)
+	third.Create(third.clusterManifests(clusterQuick)...)
 	third.verifyRestored(outcomes, history, second.uids())
 }
 
@@ -166,9 +172,9 @@ func newPlane(t *testing.T) *devenv.ControlPlane {
 	return plane
 }
 
-// clusterManifests are those of TestTwoClusters, as they would be in Git.
-func (l *lab) clusterManifests() []client.Object {
-	provider := l.Simulated("lab", testbed.Latency(time.Second))
+// clusterManifests are those of TestTwoClusters, as they would be in Git, with what a step takes.
+func (l *lab) clusterManifests(step time.Duration) []client.Object {
+	provider := l.Simulated("lab", testbed.Latency(step))
 	provider.Spec.Limits.Parallelism = ptr.To[int32](clustersLimit)
 	objects := []client.Object{provider, l.clusterClaim(), l.Claim("short", "m-000")}
 	for _, name := range testbed.Names("m", clusterFleet) {
@@ -177,7 +183,7 @@ func (l *lab) clusterManifests() []client.Object {
 	return objects
 }
 
-// clusterClaim takes as long as it takes to destroy a cluster.
+// clusterClaim is of all machines but that of the short one.
 func (l *lab) clusterClaim() *v1alpha1.WorkClaim {
 	return l.Claim("long", testbed.Names("m", clusterFleet)[1:]...)
 }
@@ -204,6 +210,14 @@ func (l *lab) watchLimit(limit int) func() error {
 		done <- failed
 	}()
 	return func() error { cancel(); return <-done }
+}
+
+func (l *lab) setLatency(provider string, step time.Duration) {
+	l.T.Helper()
+	slow, quick := l.Simulated(provider, testbed.Latency(clusterSlow)), l.Simulated(provider, testbed.Latency(step))
+	if err := l.Client.Patch(l.T.Context(), quick, client.MergeFrom(slow)); err != nil {
+		l.T.Fatal(err)
+	}
 }
 
 func (l *lab) suspend(claim string, suspend bool) {

@@ -64,8 +64,9 @@ type nap struct {
 	process *proc.Process
 	place   string
 	resume  chan struct{} // what was held goes on
-	asleep  int64         // when it was stopped, and when it woke, in nanoseconds since 1970
-	awake   int64
+	// asleep is before it was told to stop, and awake before it was woken, in nanoseconds since 1970. What it did between them, it did until the last of its
+	// threads had stopped.
+	asleep, awake int64
 }
 
 // sleeper stops pods. Its hooks are called from everywhere; the rest is for the test's goroutine.
@@ -236,7 +237,7 @@ func (s *sleeper) verifyAwake() {
 			if t.PID != n.process.Pid() || t.Kind != witnessed.Step || t.At < n.awake || !ok || over > n.awake {
 				continue
 			}
-			if t.Answered > n.asleep {
+			if t.Answered > n.awake {
 				r.T.Errorf("%s slept at %s, and when it woke it began a step with a work that it had lost: %+v", n.pod.Name, n.place, t)
 				continue
 			}

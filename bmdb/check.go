@@ -5,29 +5,21 @@ package bmdb
 
 import (
 	"context"
-	"sync"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 )
 
 const (
-	// askers is how many questions about works a session asks at once. More than one, so that a connection that has fallen silent does not keep all works
-	// from their next step.
-	askers = 4
+	// slowQuestion is after what time a question about works is not waited for: a connection that has fallen silent does not keep all works from their
+	// next step.
+	slowQuestion = 50 * time.Millisecond
 	// maxQuestion bounds how many works one of them is about.
-	maxQuestion = 1000
+	maxQuestion = 256
 )
 
-// checks are the looks at whether works still have their locks. While as many questions as may be are under way, those who come wait, and share the
-// next one: as with commits of ends, groups are as large as the load makes them. The zero value is ready for use. It is safe for concurrent use.
-type checks struct {
-	mu      sync.Mutex
-	waiting []*check
-	asking  int
-}
-
-// check is one look.
+// check is one look at whether a work has its lock.
 type check struct {
 	work *Work
 	done chan error // gets what came of it; ErrWorkLost: the lock is another's
@@ -36,48 +28,54 @@ type check struct {
 // checkWork asks the database whether a work has its lock. The question is sent after the call.
 func (s *Session) checkWork(ctx context.Context, w *Work) error {
 	c := &check{work: w, done: make(chan error, 1)}
-	s.checks.mu.Lock()
-	s.checks.waiting = append(s.checks.waiting, c)
-	ask := s.checks.asking < askers
-	if ask {
-		s.checks.asking++
-	}
-	s.checks.mu.Unlock()
-	if ask {
-		go s.ask()
+	select {
+	case s.checks <- c:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-s.Done():
+		return context.Cause(s.ctx)
 	}
 	select {
 	case err := <-c.done:
 		return err
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	case <-s.Done():
+		return context.Cause(s.ctx)
 	}
 }
 
-// ask asks until nobody waits. It ends with the session.
-func (s *Session) ask() {
-	for {
-		s.checks.mu.Lock()
-		n := min(len(s.checks.waiting), maxQuestion)
-		group := s.checks.waiting[:n:n]
-		if s.checks.waiting = s.checks.waiting[n:]; n == 0 {
-			s.checks.waiting = nil
-			s.checks.asking--
-		}
-		s.checks.mu.Unlock()
-		if n == 0 {
+// askChecks asks for those that wait, all in one question.
+func (s *Session) askChecks(ctx context.Context) {
+	const questions = 4
+	asks := newTurns(questions, slowQuestion)
+	defer asks.wait()
+	for asks.next(ctx) {
+		var group []*check
+		select {
+		case <-ctx.Done():
 			return
+		case c := <-s.checks:
+			group = append(group, c)
 		}
-		held, err := s.conn.held(s.ctx, group)
-		for _, c := range group {
-			switch {
-			case err != nil:
-				c.done <- err
-			case !held[c.work.id]:
-				c.done <- ErrWorkLost
-			default:
-				c.done <- nil
-			}
+		for len(group) < maxQuestion && len(s.checks) > 0 {
+			group = append(group, <-s.checks)
+		}
+		asks.send(func() { s.answer(ctx, group) })
+	}
+}
+
+// answer tells each of a group what the database says.
+func (s *Session) answer(ctx context.Context, group []*check) {
+	held, err := s.conn.held(ctx, group)
+	for _, c := range group {
+		switch {
+		case err != nil:
+			c.done <- err
+		case !held[c.work.id]:
+			c.done <- ErrWorkLost
+		default:
+			c.done <- nil
 		}
 	}
 }

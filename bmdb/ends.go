@@ -72,42 +72,20 @@ func (s *Session) submit(ctx context.Context, r *endRequest) (string, error) {
 	}
 }
 
-// commitEnds is the committer: while one group commits, the next one gathers, so a group is as large as the load makes it. One that takes long, because
-// it waits for a lock or its connection has fallen silent, does not keep another.
+// commitEnds is the committer. Ends that come when it has returned find nobody, and commit alone.
 func (s *Session) commitEnds(ctx context.Context) {
 	const committers = 2
-	committed, n := make(chan struct{}, committers), 0
-	// Ends that come from now on find nobody here and commit alone.
-	defer func() {
-		for ; n > 0; n-- {
-			<-committed
-		}
-	}()
-	for ctx.Err() == nil {
-		if n > 0 {
-			var long <-chan time.Time
-			if n < committers {
-				long = time.After(longCommit)
-			}
-			select {
-			case <-ctx.Done():
-				return
-			case <-committed:
-				n--
-				continue
-			case <-long:
-			}
-		}
+	commits := newTurns(committers, longCommit)
+	defer commits.wait()
+	for commits.next(ctx) {
 		group := s.gather(ctx)
 		if group == nil {
 			return
 		}
-		n++
-		go func() {
+		commits.send(func() {
 			s.commitGroup(context.WithoutCancel(ctx), group)
 			s.ending.Add(-int64(len(group)))
-			committed <- struct{}{}
-		}()
+		})
 	}
 }
 

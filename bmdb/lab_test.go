@@ -122,6 +122,25 @@ func (l *lab) end(work uuid.UUID) string {
 	return event
 }
 
+// lock takes locks, by a statement, and holds them until release is called, which may be more than once.
+func (l *lab) lock(sql string, args ...any) (release func()) {
+	l.t.Helper()
+	tx, err := l.db.Begin(l.t.Context())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if _, err := tx.Exec(l.t.Context(), sql, args...); err != nil {
+		l.t.Fatalf("%s: %v", sql, err)
+	}
+	release = sync.OnceFunc(func() {
+		if err := tx.Rollback(context.WithoutCancel(l.t.Context())); err != nil {
+			l.t.Error(err)
+		}
+	})
+	l.t.Cleanup(release)
+	return release
+}
+
 // batch starts works on machines of provider Equinix, for nobody's claim.
 func batch(ctx context.Context, s *bmdb.Session, process model.Process, limit int, machines ...uuid.UUID) ([]*bmdb.Work, error) {
 	return s.StartBatch(ctx, bmdb.StartRequest{Process: string(process), Pool: "default", Provider: string(model.ProviderEquinix), Candidates: machines, Limit: limit})
@@ -229,9 +248,12 @@ func (g *gates) at(operation, statement string) *gate {
 func (g *gates) config(c *bmdb.Config) { c.BeforeStatement = g.hook }
 
 // blocked tells whether a program of this component name waits for a lock in the database.
-func (l *lab) blocked(component string) bool {
+func (l *lab) blocked(component string) bool { return l.waiting(component) > 0 }
+
+// waiting is how many of its connections wait for one.
+func (l *lab) waiting(component string) int64 {
 	l.t.Helper()
-	return l.int("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1 AND wait_event_type = 'Lock'", "bmdb "+component) > 0
+	return l.int("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1 AND wait_event_type = 'Lock'", "bmdb "+component)
 }
 
 func named(component string) func(*bmdb.Config) {

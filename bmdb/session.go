@@ -36,7 +36,7 @@ type Session struct {
 	ends   chan *endRequest
 	ending atomic.Int64 // members of groups that are being committed
 	ended  sync.Once
-	checks checks
+	checks chan *check // those that nobody asks for yet
 
 	closing sync.Mutex // of Close, which is called by its caller and by the end of a context
 	closed  bool
@@ -72,7 +72,8 @@ func (c *Connection) StartSession(ctx context.Context, opts ...SessionOption) (*
 	for _, opt := range opts {
 		opt(&o)
 	}
-	s := &Session{UUID: uuid.New(), conn: c, works: map[uuid.UUID]*Work{}, claims: map[string]*OwnedClaim{}, ends: make(chan *endRequest), over: make(chan struct{})}
+	s := &Session{UUID: uuid.New(), conn: c, works: map[uuid.UUID]*Work{}, claims: map[string]*OwnedClaim{}, ends: make(chan *endRequest), checks: make(chan *check, maxQuestion),
+		over: make(chan struct{})}
 	sent := now()
 	err := c.transact(ctx, "start session", func(ctx context.Context, tx *Tx) error {
 		var database uuid.UUID
@@ -105,6 +106,7 @@ func (c *Connection) StartSession(ctx context.Context, opts ...SessionOption) (*
 	}
 	s.run(s.guardTrust)
 	s.run(s.commitEnds)
+	s.run(s.askChecks)
 	if !o.withoutMaintenance {
 		s.unowned = make(chan struct{}, 1)
 		m := newMaintenance(c)

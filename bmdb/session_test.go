@@ -212,26 +212,70 @@ func TestCheckAfterSuspension(t *testing.T) {
 // A process stands still after it has asked about its work, and the answer is there when it wakes: it is of before.
 func TestSuspensionBeforeTheAnswer(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, named("sleeper"))
-	s := l.session()
-	w := l.work(s, model.ProcessAgentStart, provided(t, s, "1"))
-	tx, err := l.db.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
+	for name, ask := range map[string]func(ctx context.Context, w *bmdb.Work) error{
+		"check":      func(ctx context.Context, w *bmdb.Work) error { return w.Check(ctx) },
+		"checkpoint": func(ctx context.Context, w *bmdb.Work) error { return w.Checkpoint(ctx, []byte("x")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, named("sleeper"))
+			s := l.session()
+			w := l.work(s, model.ProcessAgentStart, provided(t, s, "1"))
+			release := l.lock("LOCK TABLE work")
+			answer := make(chan error, 1)
+			go func() { answer <- ask(t.Context(), w) }()
+			eventually(t, "the question to wait", func() bool { return l.blocked("sleeper") })
+			s.Distrust()
+			release()
+			if err := done(t, "the answer", answer); !errors.Is(err, bmdb.ErrSessionExpired) {
+				t.Errorf("the step after a suspension: %v, want ErrSessionExpired", err)
+			}
+		})
 	}
-	if _, err := tx.Exec(t.Context(), "SELECT 1 FROM work FOR UPDATE"); err != nil {
-		t.Fatal(err)
+}
+
+// A look at a work, and a work's end, do not wait for those of others that wait in the database.
+func TestWhoWaitsKeepsNobody(t *testing.T) {
+	t.Parallel()
+	two := func(t *testing.T) (l *lab, first, second *bmdb.Work) {
+		t.Parallel()
+		l = newLab(t, named("patient"))
+		s := l.session()
+		return l, l.work(s, model.ProcessAgentStart, provided(t, s, "1")), l.work(s, model.ProcessAgentStart, provided(t, s, "2"))
 	}
-	answer := make(chan error, 1)
-	go func() { answer <- w.Checkpoint(t.Context(), []byte("x")) }()
-	eventually(t, "the question to wait", func() bool { return l.blocked("sleeper") })
-	s.Distrust()
-	if err := tx.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := done(t, "the answer", answer); !errors.Is(err, bmdb.ErrSessionExpired) {
-		t.Errorf("the step after a suspension: %v, want ErrSessionExpired", err)
-	}
+	t.Run("check", func(t *testing.T) {
+		l, first, second := two(t)
+		release := l.lock("LOCK TABLE work")
+		answers := make(chan error, 2)
+		go func() { answers <- first.Check(t.Context()) }()
+		eventually(t, "the first question to wait", func() bool { return l.waiting("patient") == 1 })
+		go func() { answers <- second.Check(t.Context()) }()
+		eventually(t, "the second to be asked", func() bool { return l.waiting("patient") == 2 })
+		release()
+		for range 2 {
+			if err := done(t, "the answer", answers); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	t.Run("end", func(t *testing.T) {
+		l, first, second := two(t)
+		release := l.lock("SELECT 1 FROM machine_state WHERE machine_id = $1 FOR UPDATE", first.Machine)
+		ends := make(chan error, 2)
+		end := func(w *bmdb.Work) { ends <- w.FinishData(t.Context(), bmdb.Outcome{}) }
+		go end(first)
+		eventually(t, "the first end to wait", func() bool { return l.blocked("patient") })
+		go end(second)
+		for range 2 {
+			if err := done(t, "an end", ends); err != nil {
+				t.Error(err)
+			}
+			if l.end(second.ID()) != bmdb.EventFinished {
+				t.Error("the first to end is the one that waited")
+			}
+			release()
+		}
+	})
 }
 
 // A session that closes hands over at once.

@@ -41,9 +41,9 @@ type endVerdict struct {
 }
 
 const (
-	// maxEnds bounds a group: more would hold the mutexes of many machines for longer than it saves commits. Works of a claim that begin and end
-	// together must not make one group, or its ends and its starts would wait for each other where they could go on side by side.
-	maxEnds = 32
+	// maxEnds bounds a group: more would hold the mutexes of many machines for longer than it saves commits. Half as many make one claim faster by a sixth,
+	// as its ends and its starts go on side by side then, and sixteen pods with sixteen claims slower by a tenth.
+	maxEnds = 64
 	// company is how long a group waits for the next member while other works are open, and longCompany for how long for all of them. What a commit
 	// costs hardly depends on the size of its group, and the groups of a claim come one after the other: the first of many ends must not make a group
 	// of its own, and works that began together should end together.

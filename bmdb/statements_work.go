@@ -119,7 +119,7 @@ u AS (UPDATE limit_slots s SET work_id = $3 FROM f WHERE s.limit_id = f.limit_id
 h AS (
     INSERT INTO work_history (machine_id, work_id, phase, process, event, timestamp, session_id, pool, claim_key, fence, attempt, duration_ms, actor)
     SELECT machine_id, $3, 0, process, 'Started', clock_timestamp(), $4, pool, '', fence, attempt, 0, $6 FROM c)
-SELECT c.machine_id, $3::uuid, c.pool, c.provider, c.fence, c.attempt, c.backoff_seconds, c.checkpoint, p.sets, p.clears FROM c CROSS JOIN p`
+SELECT c.machine_id, $3::uuid, c.pool, c.provider, c.fence, c.attempt, c.backoff_seconds, c.checkpoint, p.sets, p.clears, EXISTS (SELECT 1 FROM f) FROM c CROSS JOIN p`
 
 	// sqlWhyNotStarted says why sqlStartOne started nothing, in the order of its gates.
 	sqlWhyNotStarted = `
@@ -179,7 +179,7 @@ u AS (UPDATE limit_slots s SET work_id = c.work_id FROM c WHERE s.limit_id = (SE
 h AS (
     INSERT INTO work_history (machine_id, work_id, phase, process, event, timestamp, session_id, pool, claim_key, fence, attempt, duration_ms, actor)
     SELECT machine_id, work_id, 0, process, 'Started', clock_timestamp(), $1, $5, $9, fence, attempt, 0, $10 FROM c)%[2]s
-SELECT machine_id, work_id, pool, provider, fence, attempt, backoff_seconds, checkpoint, sets, clears FROM c`
+SELECT machine_id, work_id, pool, provider, fence, attempt, backoff_seconds, checkpoint, sets, clears, n IS NOT NULL FROM c`
 
 	// roomOfClaim locks the claim, if this session owns it in this term, and says how much more it may start. The lock makes the
 	// starts of a claim a sequence; the row is read at its newest version.
@@ -206,7 +206,8 @@ n AS (
 
 	// sqlWorksStarted reads back which of the works of an ambiguous start exist.
 	sqlWorksStarted = `
-SELECT w.machine_id, w.work_id, w.pool, w.provider, w.fence, w.attempt, w.backoff_seconds, w.checkpoint, p.sets, p.clears
+SELECT w.machine_id, w.work_id, w.pool, w.provider, w.fence, w.attempt, w.backoff_seconds, w.checkpoint, p.sets, p.clears,
+    EXISTS (SELECT 1 FROM limit_slots s WHERE s.work_id = w.work_id)
 FROM work w JOIN processes p ON p.process = w.process AND p.pool IN ('', w.pool)
 WHERE w.session_id = $1 AND w.work_id = ANY($2)`
 )

@@ -33,9 +33,6 @@ const (
 	settleWait = 5 * time.Second
 	// lineWait is for how long a claim stands in line at a limit before it looks by itself.
 	lineWait = 15 * time.Second
-	// yieldMost and yieldPart bound how long a freed place is left to other pods before the first in line takes it, by how long it was used.
-	yieldMost = time.Second
-	yieldPart = 20
 	// gatherTime is how long a claim whose works go on waits for the next of them to end: a start of many costs hardly more than one of one.
 	gatherTime = time.Millisecond
 	// longGather is for how long it waits for all of them.
@@ -211,17 +208,9 @@ func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 	defer drivers.release()
 	l.claim.Providers = slices.Collect(maps.Keys(drivers.drivers)) // nothing is locked that cannot be reached
 	if l.freed {
-		// Its object is left alone until there is something to start.
-		outlook, err := l.owner.ReviewClaim(ctx, l.claim)
-		switch {
-		case err != nil:
-			return 0, fmt.Errorf("review claim: %w", err)
-		case outlook.State == bmdb.ClaimComplete || outlook.State == bmdb.ClaimFailed:
-			return 0, errOver
-		case outlook.Reason != bmdb.OutlookWorking:
-			return l.rest(outlook), nil
+		if wait, err := l.rouse(ctx); l.freed || err != nil {
+			return wait, err
 		}
-		l.freed = false
 	}
 	switch err := l.admit(ctx); {
 	case errors.Is(err, bmdb.ErrClaimLost):
@@ -233,7 +222,7 @@ func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	works, err := l.owner.ClaimRound(ctx, l.claim, slots)
+	works, pause, err := l.round(ctx, slots)
 	l.engine.pool.give(slots - len(works))
 	targets := l.targets(works)
 	for _, w := range works {
@@ -247,13 +236,42 @@ func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 	}
 	switch {
 	case errors.Is(err, bmdb.ErrNothingToDo), errors.Is(err, bmdb.ErrClaimLost):
-		return l.review(ctx) // which tells a claim that is over from one that is lost
+		wait, err := l.review(ctx) // which tells a claim that is over from one that is lost
+		if pause > 0 {
+			wait = min(wait, pause+ownTurn)
+		}
+		return wait, err
 	case err != nil:
 		return 0, fmt.Errorf("start work for claim: %w", err)
 	case l.saturated(len(works)):
 		return longestWait, nil
 	}
 	return 0, nil // there may be more
+}
+
+// round starts up to slots works, but for machines of providers whose places are left to other pods. There may be more to start after a pause.
+func (l *claimLoop) round(ctx context.Context, slots int) (works []*bmdb.Work, pause time.Duration, err error) {
+	ready := l.claim.Providers
+	defer func() { l.claim.Providers = ready }()
+	l.claim.Providers, pause = l.engine.lines.open(l.id.pool, ready, time.Now())
+	works, err = l.owner.ClaimRound(ctx, l.claim, slots)
+	return works, pause, err
+}
+
+// rouse tells by l.freed whether there is nothing to start for a claim yet whose object was freed, and for how long it is not worth to look again. The
+// object is left alone until then.
+func (l *claimLoop) rouse(ctx context.Context) (time.Duration, error) {
+	outlook, err := l.owner.ReviewClaim(ctx, l.claim)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("review claim: %w", err)
+	case outlook.State == bmdb.ClaimComplete || outlook.State == bmdb.ClaimFailed:
+		return 0, errOver
+	case outlook.Reason != bmdb.OutlookWorking:
+		return l.rest(outlook), nil
+	}
+	l.freed = false
+	return 0, nil
 }
 
 // gather gives works that end at about the same time a moment to do so. A turn follows, so nobody else misses what wakes it.
@@ -394,7 +412,7 @@ func (l *claimLoop) start(w *bmdb.Work, drivers *driverSet, targets targets) {
 	drivers.users.Add(1)
 	l.running.Add(1)
 	l.works.Add(1)
-	spec, began := l.claim.Spec, time.Now() // the loop reads the spec anew while the work goes on
+	spec := l.claim.Spec // the loop reads the spec anew while the work goes on
 	go func() {
 		defer l.works.Done()
 		defer drivers.release()
@@ -403,29 +421,30 @@ func (l *claimLoop) start(w *bmdb.Work, drivers *driverSet, targets targets) {
 		stop := context.AfterFunc(l.serving, func() { cancel(context.Cause(l.serving)) })
 		defer stop()
 		l.engine.addWork(l.id, w, cancel)
-		target := l.do(ctx, w, &spec, drivers, targets)
+		l.do(ctx, w, &spec, drivers, targets)
 		l.engine.removeWork(l.id, w)
 		l.running.Add(-1)
 		l.engine.pool.give(1)
-		l.ended(target.Provider, time.Since(began))
+		l.ended(w)
 	}()
 }
 
-// ended makes those look for whom a place of a provider is free now, that was used for a time: who stands in line before the claim itself,
-// and other pods before either, now and then.
-func (l *claimLoop) ended(provider string, used time.Duration) {
-	line := lineID{l.id.pool, provider}
-	if !l.engine.lines.any(line) {
-		l.nudge()
-		return
+// ended makes those look for whom the place of a work is free now: who stands in line before the claim itself, and other pods before either, now
+// and then.
+func (l *claimLoop) ended(w *bmdb.Work) {
+	line := lineID{l.id.pool, w.Provider()}
+	if w.Limited() {
+		l.engine.lines.yield(line, time.Now())
 	}
-	yield := rand.N(min(used/yieldPart, yieldMost) + 1)
-	time.AfterFunc(yield, func() { l.engine.lines.next(line, calledForPlace) })
-	time.AfterFunc(yield+ownTurn, l.nudge)
+	if l.engine.lines.call(line) {
+		time.AfterFunc(ownTurn, l.nudge)
+	} else {
+		l.nudge()
+	}
 }
 
-// do works on one machine and returns it, as far as it is known.
-func (l *claimLoop) do(ctx context.Context, w *bmdb.Work, spec *bmdb.ClaimSpec, drivers *driverSet, targets targets) bmdb.Target {
+// do works on one machine.
+func (l *claimLoop) do(ctx context.Context, w *bmdb.Work, spec *bmdb.ClaimSpec, drivers *driverSet, targets targets) {
 	log := l.log.WithValues("process", w.Process(), "machine", w.Machine, "work", w.ID(), "attempt", w.Attempt())
 	log.Info("started work")
 	backoff := *spec.Backoff()
@@ -436,7 +455,7 @@ func (l *claimLoop) do(ctx context.Context, w *bmdb.Work, spec *bmdb.ClaimSpec, 
 		w.Cancel(ctx)
 		w.Abandon() // if that failed
 		l.engine.objects.ClaimChanged(l.id.pool, l.id.key)
-		return target
+		return
 	}
 	if l.hindered.pass() {
 		l.engine.objects.ClaimChanged(l.id.pool, l.id.key)
@@ -459,7 +478,6 @@ func (l *claimLoop) do(ctx context.Context, w *bmdb.Work, spec *bmdb.ClaimSpec, 
 	default:
 		p.run(ctx, l.engine.config.Grace, l.engine.config.Lease, l.engine.observer)
 	}
-	return target
 }
 
 // targets returns how machines are reached, by ID.

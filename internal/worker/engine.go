@@ -136,6 +136,7 @@ func New(config Config, processes process.Set, targets Targets, drivers Drivers,
 	return &Engine{
 		config: config, processes: processes, targets: targets, drivers: drivers, objects: objects, observer: observer, log: log,
 		pool: newPool(config.Concurrency, observer.Pool), poll: make(chan struct{}, 1), progress: newProgress(),
+		lines: lines{yieldEvery: yieldEvery},
 		loops: map[claimID]*claimLoop{}, works: map[claimID]map[*bmdb.Work]context.CancelCauseFunc{},
 	}
 }

@@ -3,10 +3,16 @@
 
 package worker
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // ServeOwner is Serve with an owner that a test has a hand in.
 func (e *Engine) ServeOwner(ctx context.Context, owner Owner) { e.serve(ctx, owner) }
+
+// YieldEvery makes an engine that does not serve yet leave places to other pods that often.
+func (e *Engine) YieldEvery(d time.Duration) { e.lines.yieldEvery = d }
 
 // Pool is a pool by itself.
 type Pool struct{ pool *pool }

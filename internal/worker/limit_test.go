@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
+	"github.com/bmdb-dev/bmdb-operator/internal/provider"
 )
 
 // counted is a session that counts how often its owner looks why it cannot start anything.
@@ -72,5 +73,65 @@ func TestLineAtALimit(t *testing.T) {
 	// One look in a second would take a minute.
 	if took := time.Since(began); took > patience {
 		t.Errorf("60 claims had their turn within %s", took)
+	}
+}
+
+// content is a session that takes up no more claims once it has enough of them.
+type content struct {
+	*bmdb.Session
+	enough *atomic.Bool
+}
+
+func (c content) OwnClaims(ctx context.Context, limit int) ([]*bmdb.OwnedClaim, error) {
+	if c.enough.Load() {
+		return nil, nil
+	}
+	return c.Session.OwnClaims(ctx, limit)
+}
+
+// TestPlacesForOtherPods: a claim whose works use up a provider's limit all the time, and begin again within milliseconds, leaves places to claims of
+// other pods now and then.
+func TestPlacesForOtherPods(t *testing.T) {
+	const (
+		limit = 2
+		works = 60 * limit
+		each  = 500 * time.Millisecond
+	)
+	long, short := ids(works, "long"), ids(4, "short")
+	l := newLab(t, 64, append(short, long...)...)
+	limits := bmdb.ProviderLimits{Pool: pool, Provider: "lab", Parallelism: new(int64(limit))}
+	if err := l.conn.AttachProvider(t.Context(), bmdb.View{UID: "lab", Name: "lab"}, limits); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range long {
+		l.on(m, func(ctx context.Context, m provider.Machine, _ provider.Steps) (provider.Agent, error) {
+			select {
+			case <-time.After(each):
+			case <-ctx.Done():
+			}
+			return agentOf(m), context.Cause(ctx)
+		})
+	}
+	ofLab := func(c *bmdb.ClaimSpec) { c.Provider = "lab" }
+	var enough atomic.Bool
+	l.engine.YieldEvery(5 * time.Second)
+	l.serveWith(l.engine, func(s *bmdb.Session) owner { return content{s, &enough} })
+	l.attach("long", true, ofLab, long...)
+	l.eventually("all places are taken", func() error {
+		if n := l.snapshot("long").Active; n != limit {
+			return fmt.Errorf("%d are", n)
+		}
+		return nil
+	})
+	enough.Store(true)
+	l.pods(1, nil)
+	for _, m := range short {
+		l.attach(m, true, ofLab, m)
+	}
+	for _, m := range short {
+		l.await(m, bmdb.ClaimComplete, bmdb.OutlookComplete)
+	}
+	if s := l.snapshot("long"); s.State != bmdb.ClaimRunning {
+		t.Errorf("the others had their turn when the first claim was %s", s.State)
 	}
 }

@@ -6,14 +6,30 @@ package worker
 import (
 	"slices"
 	"sync"
+	"time"
+)
+
+const (
+	// yieldFor is for how long free places of a provider are left to other pods: each of them has looked for one by then.
+	yieldFor = 2 * pollEvery
+	// yieldEvery is how often that happens at most: what it costs is bounded by their ratio.
+	yieldEvery = 20 * yieldFor
 )
 
 // lines are where claims of this pod stand that wait for a place under a provider's limit. Whoever ends work of the provider wakes the
 // first, and so does a look now and then for places that other pods have given back: as many claims look as there may be places for, however
-// many wait. Who looked in vain stands at the end again, so that each has its turn. It is safe for concurrent use.
+// many wait. Who looked in vain stands at the end again, so that each has its turn.
+//
+// A pod knows of a free place sooner than others, and would take its own places again for as long as it has a use for them. Now and then, when work
+// ends, it leaves what is free to others for a while, not knowing whether they wait: nothing is started under that limit, and nobody is called.
+//
+// It is safe for concurrent use.
 type lines struct {
+	yieldEvery time.Duration
+
 	mu      sync.Mutex
 	waiting map[lineID][]*claimLoop
+	yielded map[lineID]time.Time // when places were left to others the last time
 }
 
 type lineID struct{ pool, provider string }
@@ -71,18 +87,65 @@ func (s *lines) stands(l *claimLoop) bool {
 	return len(l.lines) > 0
 }
 
-// any tells whether somebody stands in a line.
-func (s *lines) any(id lineID) bool {
+// yield leaves the places of a provider to other pods if it is time for that, when work that had one of them has ended.
+func (s *lines) yield(id lineID, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.waiting[id]) > 0
+	if s.yielded == nil {
+		s.yielded = map[lineID]time.Time{}
+	}
+	if last, ok := s.yielded[id]; !ok {
+		s.yielded[id] = now.Add(-yieldFor) // it has just begun to use any
+	} else if now.Sub(last) >= s.yieldEvery {
+		s.yielded[id] = now
+	}
+}
+
+// left is for how long the places of a provider are left to other pods still.
+func (s *lines) left(id lineID, now time.Time) time.Duration {
+	last, ok := s.yielded[id]
+	if !ok {
+		return 0
+	}
+	return max(0, yieldFor-now.Sub(last))
+}
+
+// open returns those of some providers that are not left to other pods at the moment, not nil, and after which time more are.
+func (s *lines) open(pool string, providers []string, now time.Time) (open []string, pause time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	open = []string{}
+	for _, p := range providers {
+		left := s.left(lineID{pool, p}, now)
+		if left == 0 {
+			open = append(open, p)
+		} else if pause == 0 || left < pause {
+			pause = left
+		}
+	}
+	return open, pause
+}
+
+// call calls the first of a line for a place that is free, as soon as that is not left to other pods. It tells whether somebody stands there.
+func (s *lines) call(id lineID) bool {
+	s.mu.Lock()
+	left, stand := s.left(id, time.Now()), len(s.waiting[id]) > 0
+	s.mu.Unlock()
+	switch {
+	case !stand:
+	case left > 0:
+		time.AfterFunc(left, func() { s.call(id) })
+	default:
+		s.next(id, calledForPlace)
+	}
+	return stand
 }
 
 // next calls the first of a line, which leaves all lines. If it is called for a place, nobody else needs to look when it has taken that.
 func (s *lines) next(id lineID, how call) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.waiting[id]) == 0 {
+	if len(s.waiting[id]) == 0 || s.left(id, time.Now()) > 0 {
 		return
 	}
 	first := s.waiting[id][0]

@@ -142,6 +142,7 @@ func (o *Objects) addFinalizer(ctx context.Context, claim *v1alpha1.WorkClaim, e
 	controllerutil.AddFinalizer(after, FinalizerWork)
 	metav1.SetMetaDataAnnotation(&after.ObjectMeta, AnnotationTerm, term)
 	o.copies.wrote(claim, after, o.clock.Now())
+	o.releases.stir(o.clock.Now())
 	return nil
 }
 

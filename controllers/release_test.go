@@ -50,6 +50,10 @@ func TestFinalizerGoesAfterTheEndIsShown(t *testing.T) {
 	if !l.held(c) {
 		t.Fatal("the finalizer went with the status, which waits for it then")
 	}
+	if err := release(t.Context(), name); err != nil || !l.held(c) {
+		t.Errorf("the finalizer went while claims come to their ends: %v", err)
+	}
+	l.clock.Step(time.Second)
 	if err := release(t.Context(), name); err != nil || l.held(c) {
 		t.Errorf("finalizers are %v: %v", c.Finalizers, err)
 	}
@@ -59,12 +63,39 @@ func TestFinalizerGoesAfterTheEndIsShown(t *testing.T) {
 	l.over(d)
 	l.update(d, func() { d.Finalizers = nil })
 	l.remove(d)
+	l.clock.Step(time.Second)
 	d = l.claim("d", func(c *v1alpha1.WorkClaim) { c.Finalizers = []string{controllers.FinalizerWork} }, "m01")
 	if err := release(t.Context(), client.ObjectKeyFromObject(d)); err != nil || !l.held(d) {
 		t.Errorf("another object of the name has finalizers %v: %v", d.Finalizers, err)
 	}
 	if err := release(t.Context(), client.ObjectKey{Namespace: l.namespace, Name: "none"}); err != nil {
 		t.Errorf("of no object: %v", err)
+	}
+}
+
+// TestFinalizersGoInTheEnd: also while claims come and go all the time.
+func TestFinalizersGoInTheEnd(t *testing.T) {
+	l := fleet(t, 2, labOptions{})
+	release, stop := controllers.ReleaseLater(l.objects)
+	defer stop()
+	c := l.claim("c", nil, "m00")
+	l.over(c)
+	l.claim("d", nil, "m01")
+	for epoch := range int64(59) {
+		l.clock.Step(500 * time.Millisecond)
+		if err := l.admit("d", epoch+1); err != nil {
+			t.Fatal(err)
+		}
+		if err := release(t.Context(), client.ObjectKeyFromObject(c)); err != nil || !l.held(c) {
+			t.Fatalf("the finalizer went after %d claims: %v", epoch+1, err)
+		}
+	}
+	l.clock.Step(500 * time.Millisecond)
+	if err := l.admit("d", 60); err != nil {
+		t.Fatal(err)
+	}
+	if err := release(t.Context(), client.ObjectKeyFromObject(c)); err != nil || l.held(c) {
+		t.Errorf("finalizers are %v after half a minute: %v", c.Finalizers, err)
 	}
 }
 

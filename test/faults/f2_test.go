@@ -217,23 +217,18 @@ func (s *sleeper) verifyAwake() {
 	if err != nil {
 		r.T.Fatal(err)
 	}
-	type work struct {
-		machine string
-		fence   int64
-	}
-	ended := map[work]int64{}
-	var machine string
-	var fence int64
+	ended := map[fenced]int64{}
+	var work fenced
 	var at time.Time
-	if _, err := pgx.ForEachRow(rows, []any{&machine, &fence, &at}, func() error {
-		ended[work{machine, fence}] = at.UnixNano()
+	if _, err := pgx.ForEachRow(rows, []any{&work.machine, &work.fence, &at}, func() error {
+		ended[work] = at.UnixNano()
 		return nil
 	}); err != nil {
 		r.T.Fatal(err)
 	}
 	for _, n := range s.naps {
 		for _, t := range r.witness.Touches() {
-			over, ok := ended[work{t.Machine.String(), t.Fence}]
+			over, ok := ended[workOf(&t)]
 			if t.PID != n.process.Pid() || t.Kind != witnessed.Step || t.At < n.awake || !ok || over > n.awake {
 				continue
 			}

@@ -55,23 +55,19 @@ func TestF6(t *testing.T) {
 // begun are the works whose machines have been touched. One that was only started needs to know how its machine is reached, from a cache that may be
 // behind, or from the API server; it is cancelled where it cannot.
 func (r *rig) begun(ctx context.Context) (works []string, err error) {
-	type lock struct {
-		machine string
-		fence   int64
-	}
-	touched := map[lock]bool{}
+	touched := map[fenced]bool{}
 	for _, t := range r.witness.Touches() {
-		touched[lock{t.Machine.String(), t.Fence}] = true
+		touched[workOf(&t)] = true
 	}
 	rows, err := r.DB.Query(ctx, "SELECT machine_id::text, fence, work_id::text FROM work WHERE work_id IS NOT NULL")
 	if err != nil {
 		return nil, fmt.Errorf("read works: %w", err)
 	}
-	var l lock
-	var work string
-	_, err = pgx.ForEachRow(rows, []any{&l.machine, &l.fence, &work}, func() error {
-		if touched[l] {
-			works = append(works, work)
+	var work fenced
+	var id string
+	_, err = pgx.ForEachRow(rows, []any{&work.machine, &work.fence, &id}, func() error {
+		if touched[work] {
+			works = append(works, id)
 		}
 		return nil
 	})

@@ -15,6 +15,7 @@ import (
 
 	"github.com/bmdb-dev/bmdb-operator/internal/devenv/testbed"
 	"github.com/bmdb-dev/bmdb-operator/internal/provider/witnessed"
+	"github.com/bmdb-dev/bmdb-operator/test/faults/bmc"
 )
 
 // peace is how long everything may take to come to its end after the last fault.
@@ -66,6 +67,14 @@ func (r *rig) awaitEnds(what string) {
 	})
 }
 
+// fenced names a work by what both the history and the machine know of it.
+type fenced struct {
+	machine string
+	fence   int64
+}
+
+func workOf(t *bmc.Touch) fenced { return fenced{t.Machine.String(), t.Fence} }
+
 // verifyWitness holds what the machines have seen against the history: nothing is done to a machine after it was finished, and nothing that no
 // work was for.
 func (r *rig) verifyWitness() {
@@ -75,25 +84,21 @@ func (r *rig) verifyWitness() {
 	if err != nil {
 		r.T.Fatal(err)
 	}
-	type work struct {
-		machine string
-		fence   int64
-	}
-	ends, finished := map[work]string{}, map[string]int64{}
-	var machine, event string
-	var fence int64
-	if _, err := pgx.ForEachRow(rows, []any{&machine, &fence, &event}, func() error {
-		ends[work{machine, fence}] = event
+	ends, finished := map[fenced]string{}, map[string]int64{}
+	var work fenced
+	var event string
+	if _, err := pgx.ForEachRow(rows, []any{&work.machine, &work.fence, &event}, func() error {
+		ends[work] = event
 		if event == "Finished" {
-			finished[machine] = fence
+			finished[work.machine] = work.fence
 		}
 		return nil
 	}); err != nil {
 		r.T.Fatal(err)
 	}
-	refused, good := 0, map[work]bool{}
+	refused, good := 0, map[fenced]bool{}
 	for _, t := range r.witness.Touches() {
-		w := work{t.Machine.String(), t.Fence}
+		w := workOf(&t)
 		end, known := ends[w]
 		switch last := finished[w.machine]; {
 		case !known:

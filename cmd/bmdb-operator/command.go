@@ -63,7 +63,7 @@ func operatorFlags(f *pflag.FlagSet, c *Config) {
 	f.DurationVar(&c.ManagerTakeoverAfter, "manager-takeover-after", 10*time.Minute, "how long a cluster may have no live session before this cluster's objects manage in its stead; 0: only by hand (take-over)")
 	f.DurationVar(&c.ResyncInterval, "resync-interval", time.Hour, "how often all objects are compared with the database, and rows with objects; each time is drawn around it")
 	f.DurationVar(&c.Lease, "lease", 60*time.Second, "how long this pod's session lives in the database without a beat; its machines are taken over within twice that")
-	f.IntVar(&c.WorkConcurrency, "work-concurrency", 64, "machines that this pod works on at once")
+	f.IntVar(&c.WorkConcurrency, "work-concurrency", 128, "machines that this pod works on at once")
 	f.DurationVar(&c.WorkGrace, "work-grace", 10*time.Second, "how long a worker may take to stop when it is cancelled, and the operator when it is told to end")
 	f.DurationVar(&c.StatusInterval, "status-interval", 5*time.Second, "least time between two writes of an object's status; final states are written at once")
 	f.BoolVar(&c.AllowSimulated, "allow-simulated", false, "allow ProviderConfigs of type Simulated")

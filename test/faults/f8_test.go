@@ -150,6 +150,7 @@ func readersOfClock() map[string]string {
 		"controllers/machine_phases.go ":             "shown",
 		"controllers/providerconfig_controller.go ":  "shown",
 		"controllers/status.go ":                     "the interval of status writes, monotonic",
+		"controllers/release.go ":                    "for how long no claim has begun or ended, monotonic",
 		"internal/metrics/metrics.go ":               "shown",
 		"internal/metrics/reader.go ":                "shown",
 		"internal/metrics/collect.go ":               "shown",

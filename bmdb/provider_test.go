@@ -41,6 +41,38 @@ func startLab(ctx context.Context, s *bmdb.Session, limit int, candidates []uuid
 	return s.StartBatch(ctx, bmdb.StartRequest{Process: "AgentStart", Pool: pool, Provider: "lab", Limit: limit, Candidates: candidates})
 }
 
+// Who took the last place of a limit knows that others may be waiting for it.
+func TestLastPlace(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, inClusterA)
+	attachProvider(t, l.conn, view("lab"), limited(3))
+	register(t, l.conn, 8)
+	ids := machinesOf(t, l, pool)
+	s := l.session()
+	start := func(limit, want int, last bool) (works []*bmdb.Work) {
+		t.Helper()
+		works, err := startLab(t.Context(), s, limit, ids)
+		if err != nil || len(works) != want {
+			t.Fatalf("%d works, want %d: %v", len(works), want, err)
+		}
+		for _, w := range works {
+			if w.LastPlace() != last {
+				t.Errorf("a start of %d says %t of the last place", limit, !last)
+			}
+		}
+		return works
+	}
+	first := start(2, 2, false)
+	start(1, 1, true)
+	start(1, 0, false)
+	for _, w := range first {
+		w.Cancel(t.Context())
+	}
+	start(5, 2, true)
+	attachProvider(t, l.conn, view("lab"), bmdb.ProviderLimits{Pool: pool, Provider: "lab"})
+	start(2, 2, false)
+}
+
 // Thirty-two starters, and a limit that moves meanwhile: no start is one too many at the limit that is in force when it commits.
 func TestLimitIsExactWhileItMoves(t *testing.T) {
 	t.Parallel()

@@ -119,7 +119,7 @@ u AS (UPDATE limit_slots s SET work_id = $3 FROM f WHERE s.limit_id = f.limit_id
 h AS (
     INSERT INTO work_history (machine_id, work_id, phase, process, event, timestamp, session_id, pool, claim_key, fence, attempt, duration_ms, actor)
     SELECT machine_id, $3, 0, process, 'Started', clock_timestamp(), $4, pool, '', fence, attempt, 0, $6 FROM c)
-SELECT c.machine_id, $3::uuid, c.pool, c.provider, c.fence, c.attempt, c.backoff_seconds, c.checkpoint, p.sets, p.clears, EXISTS (SELECT 1 FROM f) FROM c CROSS JOIN p`
+SELECT c.machine_id, $3::uuid, c.pool, c.provider, c.fence, c.attempt, c.backoff_seconds, c.checkpoint, p.sets, p.clears, false FROM c CROSS JOIN p`
 
 	// sqlWhyNotStarted says why sqlStartOne started nothing, in the order of its gates.
 	sqlWhyNotStarted = `
@@ -140,6 +140,7 @@ LEFT JOIN processes p ON p.process = $2 AND p.pool IN ('', m.pool)`
 	// wait for the claim makes old: its fence is another, and what the claim did there is not in the snapshot. Machine i of the candidates would get the work ID $4[i].
 	// z reads p to its end, with an aggregate: a subquery that stops at the first row would be begun anew where PostgreSQL evaluates the
 	// condition again for a row that changed meanwhile, and p would have its row twice.
+	// Places that were free when the statement began, and were all taken by it, were the last.
 	// %[1]s is the source of the room: a claim, or no claim.
 	sqlStartBatch = `
 WITH g AS (` + gate + `),
@@ -179,7 +180,10 @@ u AS (UPDATE limit_slots s SET work_id = c.work_id FROM c WHERE s.limit_id = (SE
 h AS (
     INSERT INTO work_history (machine_id, work_id, phase, process, event, timestamp, session_id, pool, claim_key, fence, attempt, duration_ms, actor)
     SELECT machine_id, work_id, 0, process, 'Started', clock_timestamp(), $1, $5, $9, fence, attempt, 0, $10 FROM c)%[2]s
-SELECT machine_id, work_id, pool, provider, fence, attempt, backoff_seconds, checkpoint, sets, clears, n IS NOT NULL FROM c`
+SELECT machine_id, work_id, pool, provider, fence, attempt, backoff_seconds, checkpoint, sets, clears,
+    n IS NOT NULL AND (SELECT count(*) FROM (
+        SELECT 1 FROM limit_slots WHERE limit_id = (SELECT limit_id FROM p) AND open AND work_id IS NULL LIMIT $7 + 1) s) <= (SELECT count(*) FROM c)
+FROM c`
 
 	// roomOfClaim locks the claim, if this session owns it in this term, and says how much more it may start. The lock makes the
 	// starts of a claim a sequence; the row is read at its newest version.
@@ -206,8 +210,7 @@ n AS (
 
 	// sqlWorksStarted reads back which of the works of an ambiguous start exist.
 	sqlWorksStarted = `
-SELECT w.machine_id, w.work_id, w.pool, w.provider, w.fence, w.attempt, w.backoff_seconds, w.checkpoint, p.sets, p.clears,
-    EXISTS (SELECT 1 FROM limit_slots s WHERE s.work_id = w.work_id)
+SELECT w.machine_id, w.work_id, w.pool, w.provider, w.fence, w.attempt, w.backoff_seconds, w.checkpoint, p.sets, p.clears, false
 FROM work w JOIN processes p ON p.process = w.process AND p.pool IN ('', w.pool)
 WHERE w.session_id = $1 AND w.work_id = ANY($2)`
 )

@@ -45,7 +45,7 @@ type Work struct {
 	checkpoint  []byte
 	sets        []string // tags that success sets and clears
 	clears      []string
-	limited     bool // it has a place under a limit
+	lastPlace   bool // nothing was left of a limit
 	begun       boottime
 	known       boottime // when this process knew that it is durable
 	ctx         context.Context
@@ -68,13 +68,13 @@ type started struct {
 	BackoffSeconds int64
 	Checkpoint     []byte
 	Sets, Clears   []string
-	Limited        bool
+	LastPlace      bool
 }
 
 func (s *Session) newWork(r started, process, claimKey string, begun boottime, timeout time.Duration) *Work {
 	w := &Work{
 		Machine: r.Machine, id: r.ID, session: s, process: process, pool: r.Pool, provider: r.Provider, claimKey: claimKey,
-		fence: r.Fence, attempt: r.Attempt, backoff: r.BackoffSeconds, checkpoint: r.Checkpoint, sets: r.Sets, clears: r.Clears, limited: r.Limited, begun: begun, known: now(),
+		fence: r.Fence, attempt: r.Attempt, backoff: r.BackoffSeconds, checkpoint: r.Checkpoint, sets: r.Sets, clears: r.Clears, lastPlace: r.LastPlace, begun: begun, known: now(),
 	}
 	w.ctx, w.cancel = context.WithCancelCause(s.ctx)
 	w.stopTimeout = func() {}
@@ -101,9 +101,9 @@ func (w *Work) Pool() string { return w.pool }
 // Provider is the provider of the machine; empty if it has none.
 func (w *Work) Provider() string { return w.provider }
 
-// Limited tells whether the work took one of the places that a limit of its provider allows. They are free again after its end, which others may
-// be waiting for.
-func (w *Work) Limited() bool { return w != nil && w.limited }
+// LastPlace tells whether the work was started with the last of the places that a limit of its provider allows: others may be waiting for it. false
+// also where that is not known: without a batch, and where the start was ambiguous.
+func (w *Work) LastPlace() bool { return w != nil && w.lastPlace }
 
 // ClaimKey is the claim that the work is done for; empty for none.
 func (w *Work) ClaimKey() string { return w.claimKey }

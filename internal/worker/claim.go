@@ -185,17 +185,20 @@ func (l *claimLoop) await(ctx context.Context, wait time.Duration) {
 func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 	l.stood, l.place = l.engine.lines.leave(l)
 	l.gather(ctx)
+	wait, err := l.begin(ctx)
+	if errors.Is(err, bmdb.ErrNothingToDo) || errors.Is(err, bmdb.ErrClaimLost) {
+		return l.review(ctx) // which tells a claim that is over from one that is lost
+	}
+	return wait, err
+}
+
+// begin is turn until nothing can be started, which review explains.
+func (l *claimLoop) begin(ctx context.Context) (time.Duration, error) {
 	room, pause := max(l.claim.Spec.Parallelism, 1)-l.running.Load(), l.hindered.left(time.Now())
 	if room <= 0 || pause > 0 {
-		// Parallelism may have been raised since, or the claim lost; a round without places only reads the claim.
-		_, err := l.owner.ClaimRound(ctx, l.claim, 0)
-		switch {
-		case errors.Is(err, bmdb.ErrClaimLost):
-			return l.review(ctx)
-		case err != nil && !errors.Is(err, bmdb.ErrNothingToDo):
-			return 0, fmt.Errorf("read claim: %w", err)
-		case pause > 0:
-			return pause, nil
+		// Parallelism may have been raised since, or the claim lost.
+		if err := l.read(ctx); err != nil || pause > 0 {
+			return pause, err
 		}
 		if room = max(l.claim.Spec.Parallelism, 1) - l.running.Load(); room <= 0 {
 			return longestWait, nil // an end wakes us
@@ -207,22 +210,23 @@ func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 	}
 	defer drivers.release()
 	l.claim.Providers = slices.Collect(maps.Keys(drivers.drivers)) // nothing is locked that cannot be reached
+	open, pause := l.engine.lines.open(l.id.pool, l.claim.Providers, time.Now())
+	if len(open) == 0 {
+		return l.standBack(ctx, pause)
+	}
 	if l.freed {
 		if wait, err := l.rouse(ctx); l.freed || err != nil {
 			return wait, err
 		}
 	}
-	switch err := l.admit(ctx); {
-	case errors.Is(err, bmdb.ErrClaimLost):
-		return l.review(ctx)
-	case err != nil:
+	if err := l.admit(ctx); err != nil {
 		return 0, err
 	}
 	slots, err := l.takeSlots(ctx, room)
 	if err != nil {
 		return 0, err
 	}
-	works, pause, err := l.round(ctx, slots)
+	works, err := l.round(ctx, open, slots)
 	l.engine.pool.give(slots - len(works))
 	targets := l.targets(works)
 	for _, w := range works {
@@ -235,12 +239,8 @@ func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 		l.place = false
 	}
 	switch {
-	case errors.Is(err, bmdb.ErrNothingToDo), errors.Is(err, bmdb.ErrClaimLost):
-		wait, err := l.review(ctx) // which tells a claim that is over from one that is lost
-		if pause > 0 {
-			wait = min(wait, pause+ownTurn)
-		}
-		return wait, err
+	case pause > 0 && errors.Is(err, bmdb.ErrNothingToDo):
+		return l.standBack(ctx, pause)
 	case err != nil:
 		return 0, fmt.Errorf("start work for claim: %w", err)
 	case l.saturated(len(works)):
@@ -249,13 +249,31 @@ func (l *claimLoop) turn(ctx context.Context) (time.Duration, error) {
 	return 0, nil // there may be more
 }
 
-// round starts up to slots works, but for machines of providers whose places are left to other pods. There may be more to start after a pause.
-func (l *claimLoop) round(ctx context.Context, slots int) (works []*bmdb.Work, pause time.Duration, err error) {
-	ready := l.claim.Providers
-	defer func() { l.claim.Providers = ready }()
-	l.claim.Providers, pause = l.engine.lines.open(l.id.pool, ready, time.Now())
-	works, err = l.owner.ClaimRound(ctx, l.claim, slots)
-	return works, pause, err
+// round starts up to slots works on machines of some of the providers that can be reached.
+func (l *claimLoop) round(ctx context.Context, providers []string, slots int) ([]*bmdb.Work, error) {
+	reached := l.claim.Providers
+	defer func() { l.claim.Providers = reached }()
+	l.claim.Providers = providers
+	return l.owner.ClaimRound(ctx, l.claim, slots)
+}
+
+// read reads the claim, as a round without places does. bmdb.ErrClaimLost: it is over, or another's.
+func (l *claimLoop) read(ctx context.Context) error {
+	if _, err := l.owner.ClaimRound(ctx, l.claim, 0); err != nil && !errors.Is(err, bmdb.ErrNothingToDo) {
+		return fmt.Errorf("read claim: %w", err)
+	}
+	return nil
+}
+
+// standBack is what is left of a turn while places are left to other pods: why nothing is started is not looked for, as that may be why.
+func (l *claimLoop) standBack(ctx context.Context, pause time.Duration) (time.Duration, error) {
+	if err := l.read(ctx); err != nil {
+		return 0, err
+	}
+	if l.stood {
+		return l.standInLine(), nil // somebody is called after it
+	}
+	return pause + ownTurn + rand.N(ownTurn), nil
 }
 
 // rouse tells by l.freed whether there is nothing to start for a claim yet whose object was freed, and for how long it is not worth to look again. The
@@ -322,6 +340,11 @@ func (l *claimLoop) rest(outlook bmdb.Outlook) time.Duration {
 	if outlook.Reason != bmdb.OutlookAtLimit && !faster {
 		return waitFor(outlook)
 	}
+	return l.standInLine()
+}
+
+// standInLine waits until the claim is called, or for a long time.
+func (l *claimLoop) standInLine() time.Duration {
 	l.engine.lines.join(l, l.claim.Providers)
 	return lineWait + rand.N(lineWait/2)
 }
@@ -329,7 +352,7 @@ func (l *claimLoop) rest(outlook bmdb.Outlook) time.Duration {
 // pass lets the next look that wait for one of the claim's providers.
 func (l *claimLoop) pass() {
 	for _, p := range l.claim.Providers {
-		l.engine.lines.next(lineID{l.id.pool, p}, calledToLook)
+		l.engine.lines.next(lineID{l.id.pool, p})
 	}
 }
 
@@ -433,7 +456,7 @@ func (l *claimLoop) start(w *bmdb.Work, drivers *driverSet, targets targets) {
 // and then.
 func (l *claimLoop) ended(w *bmdb.Work) {
 	line := lineID{l.id.pool, w.Provider()}
-	if w.Limited() {
+	if w.LastPlace() {
 		l.engine.lines.yield(line, time.Now())
 	}
 	if l.engine.lines.call(line) {

@@ -135,3 +135,18 @@ func TestPlacesForOtherPods(t *testing.T) {
 		t.Errorf("the others had their turn when the first claim was %s", s.State)
 	}
 }
+
+// TestLimitThatIsNotUsedUp: where there are more places than are used nothing is left to other pods, who can have some at any time.
+func TestLimitThatIsNotUsedUp(t *testing.T) {
+	machines := ids(200, "m")
+	l := newLab(t, 64, machines...)
+	limits := bmdb.ProviderLimits{Pool: pool, Provider: "lab", Parallelism: new(int64(3))}
+	if err := l.conn.AttachProvider(t.Context(), bmdb.View{UID: "lab", Name: "lab"}, limits); err != nil {
+		t.Fatal(err)
+	}
+	l.engine.YieldEvery(time.Millisecond)
+	l.serve()
+	l.claim("c", func(c *bmdb.ClaimSpec) { c.Provider, c.Parallelism = "lab", 2 }, machines...)
+	// A hundred pauses would take minutes.
+	l.await("c", bmdb.ClaimComplete, bmdb.OutlookComplete)
+}

@@ -10,10 +10,10 @@ import (
 )
 
 const (
-	// yieldFor is for how long free places of a provider are left to other pods: each of them has looked for one by then.
-	yieldFor = 2 * pollEvery
-	// yieldEvery is how often that happens at most: what it costs is bounded by their ratio.
-	yieldEvery = 20 * yieldFor
+	// yieldFor is for how long free places of a provider are left to other pods: each of them has probed by then.
+	yieldFor = 5 * pollEvery / 2
+	// yieldEvery is how often that happens at most: what it costs, while work goes on, is bounded by their ratio.
+	yieldEvery = 16 * yieldFor
 )
 
 // lines are where claims of this pod stand that wait for a place under a provider's limit. Whoever ends work of the provider wakes the
@@ -21,7 +21,8 @@ const (
 // many wait. Who looked in vain stands at the end again, so that each has its turn.
 //
 // A pod knows of a free place sooner than others, and would take its own places again for as long as it has a use for them. Now and then, when work
-// ends, it leaves what is free to others for a while, not knowing whether they wait: nothing is started under that limit, and nobody is called.
+// ends that was started with the last place, it leaves what is free to others for a while, not knowing whether they wait: nothing is started under
+// that limit, and nobody is called.
 //
 // It is safe for concurrent use.
 type lines struct {
@@ -87,7 +88,7 @@ func (s *lines) stands(l *claimLoop) bool {
 	return len(l.lines) > 0
 }
 
-// yield leaves the places of a provider to other pods if it is time for that, when work that had one of them has ended.
+// yield leaves the places of a provider to other pods if it is time for that, when work has ended that was started with the last of them.
 func (s *lines) yield(id lineID, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -129,25 +130,29 @@ func (s *lines) open(pool string, providers []string, now time.Time) (open []str
 // call calls the first of a line for a place that is free, as soon as that is not left to other pods. It tells whether somebody stands there.
 func (s *lines) call(id lineID) bool {
 	s.mu.Lock()
-	left, stand := s.left(id, time.Now()), len(s.waiting[id]) > 0
-	s.mu.Unlock()
-	switch {
-	case !stand:
-	case left > 0:
-		time.AfterFunc(left, func() { s.call(id) })
-	default:
-		s.next(id, calledForPlace)
+	defer s.mu.Unlock()
+	if len(s.waiting[id]) == 0 {
+		return false
 	}
-	return stand
+	if left := s.left(id, time.Now()); left > 0 {
+		time.AfterFunc(left, func() { s.call(id) })
+	} else {
+		s.first(id, calledForPlace)
+	}
+	return true
 }
 
-// next calls the first of a line, which leaves all lines. If it is called for a place, nobody else needs to look when it has taken that.
-func (s *lines) next(id lineID, how call) {
+// next calls the first of a line to look, unless places are left to other pods.
+func (s *lines) next(id lineID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.waiting[id]) == 0 || s.left(id, time.Now()) > 0 {
-		return
+	if len(s.waiting[id]) > 0 && s.left(id, time.Now()) == 0 {
+		s.first(id, calledToLook)
 	}
+}
+
+// first calls the first of a line, which leaves all lines. If it is called for a place, nobody else needs to look when it has taken that.
+func (s *lines) first(id lineID, how call) {
 	first := s.waiting[id][0]
 	s.remove(first)
 	first.called = how
@@ -163,6 +168,6 @@ func (s *lines) probe() {
 	}
 	s.mu.Unlock()
 	for _, id := range ids {
-		s.next(id, calledToLook)
+		s.next(id)
 	}
 }

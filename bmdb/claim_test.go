@@ -83,13 +83,21 @@ func agentStart(key, mode string) bmdb.ClaimSpec {
 	return bmdb.ClaimSpec{Pool: pool, Key: key, Process: "AgentStart", Mode: mode}
 }
 
+// round takes rounds until one starts something, or says that there is nothing.
 func round(t *testing.T, s *bmdb.Session, o *bmdb.OwnedClaim, free int) []*bmdb.Work {
 	t.Helper()
-	works, err := s.ClaimRound(t.Context(), o, free)
-	if err != nil && !errors.Is(err, bmdb.ErrNothingToDo) {
-		t.Fatal(err)
+	const most = 20
+	for range most {
+		works, err := s.ClaimRound(t.Context(), o, free)
+		switch {
+		case len(works) > 0 || errors.Is(err, bmdb.ErrNothingToDo):
+			return works
+		case err != nil:
+			t.Fatal(err)
+		}
 	}
-	return works
+	t.Fatalf("%d rounds started nothing, and did not say that there is nothing", most)
+	return nil
 }
 
 func finish(t *testing.T, works ...*bmdb.Work) {

@@ -325,37 +325,55 @@ func (c *cluster) deletePlain(ctx context.Context, prefix string) error {
 	})
 }
 
-// largeClaim is P6: one claim on many machines, beside the library alone at as many workers.
+// largeClaim is P6: one claim on many machines, beside the library alone with the workers of P1, and with as many as the operator has.
 func (s *suite) largeClaim(ctx context.Context) error {
-	const workers = 64 // the operator's default
+	const (
+		workersOfP1       = 64
+		workersOfOperator = 128 // its default
+	)
 	machines, rounds := pick(s, 1500, 10_000), pick(s, 1, 5)
-	var rates, alone, writes, writesPerSecond []float64
+	var rates, alone, asMany, writes, writesPerSecond []float64
 	for round := range rounds {
-		r, err := s.withProgram(ctx, machines, func(p *ours.Program) (peer.Result, error) {
-			owned, err := own(ctx, p, ours.Drain(pool, "bench", workers))
-			if err != nil {
-				return peer.Result{}, err
-			}
-			return p.Batched(ctx, []*bmdb.OwnedClaim{owned}, workers, peer.Timing{During: time.Minute})
-		})
+		few, err := s.libraryAlone(ctx, machines, workersOfP1)
 		if err != nil {
-			return fmt.Errorf("library alone: %w", err)
+			return err
 		}
-		alone = append(alone, r.Rate())
+		many, err := s.libraryAlone(ctx, machines, workersOfOperator)
+		if err != nil {
+			return err
+		}
+		alone, asMany = append(alone, few), append(asMany, many)
 		rate, n, took, err := s.roundOfLargeClaim(ctx, machines)
 		if err != nil {
 			return err
 		}
 		rates, writes, writesPerSecond = append(rates, rate), append(writes, float64(n)), append(writesPerSecond, float64(n)/took.Seconds())
-		s.say("P6 round %d: %.0f machines/s with %d writes of the status in %.1f s; library alone %.0f/s", round+1, rate, n, took.Seconds(), r.Rate())
+		s.say("P6 round %d: %.0f machines/s with %d writes of the status in %.1f s; library alone %.0f/s with %d workers, %.0f/s with %d", round+1,
+			rate, n, took.Seconds(), few, workersOfP1, many, workersOfOperator)
 	}
 	s.run.Median("P6.claim", rates, "machines/s")
 	s.run.Median("P6.batched", alone, "machines/s")
 	s.run.Ratio("P6.claim/batched", rates, alone, "")
+	s.run.Ratio("P6.claim/as-many", rates, asMany, "the library with as many workers as the operator")
 	s.run.Median("P6.status-writes", writes, fmt.Sprintf("for %d machines", machines))
 	s.run.Add(result.Figure{Name: "P6.status-writes/machine", Value: stats.Median(writes) / float64(machines)})
 	s.run.Median("P6.status-writes-per-second", writesPerSecond, "while it runs")
 	return nil
+}
+
+// libraryAlone is how many machines a second the library works off for one claim with some workers.
+func (s *suite) libraryAlone(ctx context.Context, machines, workers int) (rate float64, err error) {
+	r, err := s.withProgram(ctx, machines, func(p *ours.Program) (peer.Result, error) {
+		owned, err := own(ctx, p, ours.Drain(pool, "bench", workers))
+		if err != nil {
+			return peer.Result{}, err
+		}
+		return p.Batched(ctx, []*bmdb.OwnedClaim{owned}, workers, peer.Timing{During: time.Minute})
+	})
+	if err != nil {
+		return 0, fmt.Errorf("library alone: %w", err)
+	}
+	return r.Rate(), nil
 }
 
 // roundOfLargeClaim lets an operator with its default flags carry out one claim, on machines that the database has and the cluster does not show.

@@ -23,7 +23,7 @@ import (
 const (
 	// podClaims is how many claims there are, on the same machines, whatever the number of pods.
 	podClaims = 16
-	// podWorkers is how many machines one pod works on at once: the operator's default.
+	// podWorkers is how many machines one pod works on at once: as many as in P1.
 	podWorkers = 64
 	// warmPool has the machines that pods work off before those that count.
 	warmPool = "warm"

@@ -21,3 +21,10 @@ func ReleaseLater(o *Objects) (release func(ctx context.Context, name client.Obj
 		return err
 	}, queue.ShutDown
 }
+
+// ReleaseAtTheEnd takes the finalizers that wait, as a process that ends does.
+func ReleaseAtTheEnd(o *Objects) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return (&releaser{o}).Start(ctx)
+}

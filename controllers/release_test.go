@@ -41,7 +41,7 @@ func (l *lab) over(c *v1alpha1.WorkClaim) {
 
 // TestFinalizerGoesAfterTheEndIsShown: by its own controller, and never from another object of the name.
 func TestFinalizerGoesAfterTheEndIsShown(t *testing.T) {
-	l := fleet(t, 2, labOptions{})
+	l := fleet(t, 3, labOptions{})
 	release, stop := controllers.ReleaseLater(l.objects)
 	defer stop()
 	c := l.claim("c", nil, "m00")
@@ -68,8 +68,40 @@ func TestFinalizerGoesAfterTheEndIsShown(t *testing.T) {
 	if err := release(t.Context(), client.ObjectKeyFromObject(d)); err != nil || !l.held(d) {
 		t.Errorf("another object of the name has finalizers %v: %v", d.Finalizers, err)
 	}
+
+	// Again, and a later term begins it anew in between.
+	e := l.claim("e", nil, "m02")
+	l.over(e)
+	if err := l.admit("e", 1000); err != nil {
+		t.Fatal(err)
+	}
+	l.clock.Step(time.Second)
+	if err := release(t.Context(), client.ObjectKeyFromObject(e)); err != nil || !l.held(e) {
+		t.Errorf("an object that a later term relies on has finalizers %v: %v", e.Finalizers, err)
+	}
 	if err := release(t.Context(), client.ObjectKey{Namespace: l.namespace, Name: "none"}); err != nil {
 		t.Errorf("of no object: %v", err)
+	}
+}
+
+// TestFinalizersGoWithTheProcess: what waits for a calm is done when the process ends, which may be the last.
+func TestFinalizersGoWithTheProcess(t *testing.T) {
+	l := fleet(t, 2, labOptions{})
+	_, stop := controllers.ReleaseLater(l.objects)
+	defer stop()
+	var all []*v1alpha1.WorkClaim
+	for _, name := range []string{"c", "d"} {
+		c := l.claim(name, nil, map[string]string{"c": "m00", "d": "m01"}[name])
+		l.over(c)
+		all = append(all, c)
+	}
+	if err := controllers.ReleaseAtTheEnd(l.objects); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range all {
+		if l.held(c) {
+			t.Errorf("%s has finalizers %v", c.Name, c.Finalizers)
+		}
 	}
 }
 

@@ -338,8 +338,8 @@ type ClaimFailure struct {
 // each machine, does the work, and commits the result together with the release of the machine. A key is carried out
 // once in a pool; to do it again, create another WorkClaim.
 //
-// While machines are held for it, it has the finalizer bmdb.dev/work and the annotation bmdb.dev/work-term, the number of
-// the owner's term that relies on it. Both are the operator's alone.
+// While machines are held for it, and up to a minute longer, it has the finalizer bmdb.dev/work and the annotation
+// bmdb.dev/work-term, the number of the owner's term that relies on it. Both are the operator's alone.
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:categories=bmdb,shortName=wclaim

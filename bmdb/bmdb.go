@@ -113,6 +113,7 @@ type Connection struct {
 	identity DatabaseIdentity
 	settle   time.Duration // bounds a statement of any program; see longestStatement
 	pending  pendingCursors
+	newcomer chan struct{} // holds a value for each registration of a new machine that is under way
 
 	committed atomic.Int64 // boottime of the last commit over the work pool, or of what proved as much
 }
@@ -141,6 +142,7 @@ func (b *BMDB) Open(migrate bool) (*Connection, error) {
 		}
 	}
 	c := &Connection{config: config, log: config.Logger, observer: config.Observer, settle: longestStatement, pending: pendingCursors{seen: make(chan struct{}, 1)}}
+	c.newcomer = make(chan struct{}, max(1, config.MaxConnections/8))
 	if err := c.connect(ctx); err != nil {
 		c.Close()
 		return nil, fmt.Errorf("open database: %w", err)

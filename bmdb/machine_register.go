@@ -42,15 +42,29 @@ func (c *Connection) RegisterMachine(ctx context.Context, v View, spec MachineSp
 		return fail(err)
 	}
 	if r.differs {
-		err := c.transact(ctx, "register machine", r.write)
-		if constraint(err) == "machine_provided_identity" { // a program made the same machine at that moment
-			err = c.transact(ctx, "register machine", r.write)
-		}
-		if err != nil {
+		if err := c.writeMachine(ctx, r); err != nil {
 			return fail(err)
 		}
 	}
 	return r.result, nil
+}
+
+func (c *Connection) writeMachine(ctx context.Context, r *registration) error {
+	if !r.seen.named {
+		// New machines wait for one another, over all pods, and for a pod whose connection is slow in the middle of it. Those that wait must leave connections
+		// to works.
+		select {
+		case c.newcomer <- struct{}{}:
+			defer func() { <-c.newcomer }()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	err := c.transact(ctx, "register machine", r.write)
+	if constraint(err) == "machine_provided_identity" { // a program made the same machine at that moment
+		err = c.transact(ctx, "register machine", r.write)
+	}
+	return err
 }
 
 // manages is the event of a view that takes the role of the manager over.

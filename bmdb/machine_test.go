@@ -420,3 +420,43 @@ func TestMachineSnapshotShowsAll(t *testing.T) {
 	}
 	w.Cancel(t.Context())
 }
+
+// New machines of a provider wait for one another, and for another pod that is slow in the middle of making one. Works do not wait with them.
+func TestNewMachinesLeaveConnectionsToWorks(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, inClusterA, named("newcomers"))
+	s := l.session()
+	register(t, l.conn, 1)
+	machine := machinesOf(t, l, pool)[0]
+	release := l.lock("SELECT 1 FROM providers WHERE pool = $1 AND provider = 'lab' FOR UPDATE", pool)
+	const newcomers = 24 // more than there are connections
+	registered := make(chan error, newcomers)
+	for i := range newcomers {
+		go func() {
+			_, err := l.conn.RegisterMachine(t.Context(), view(fmt.Sprintf("new-%d", i)), bmdb.MachineSpec{
+				Pool: pool, Name: fmt.Sprintf("new-%d", i), Provider: "lab", ProviderID: fmt.Sprintf("new-%d", i),
+			})
+			registered <- err
+		}()
+	}
+	eventually(t, "new machines to wait", func() bool { return l.waiting("newcomers") > 0 })
+	const soon = 2 * time.Second
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	works, err := startLab(ctx, s, 1, []uuid.UUID{machine})
+	if err != nil || len(works) != 1 {
+		t.Fatalf("%d works were started: %v", len(works), err)
+	}
+	if err := works[0].FinishData(ctx, bmdb.Outcome{AgentPublicKey: []byte("key")}); err != nil {
+		t.Fatal(err)
+	}
+	if n := l.waiting("newcomers"); n == 0 {
+		t.Error("no new machine waits any more")
+	}
+	release()
+	for range newcomers {
+		if err := done(t, "a registration", registered); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -256,6 +256,17 @@ func (l *lab) waiting(component string) int64 {
 	return l.int("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1 AND wait_event_type = 'Lock'", "bmdb "+component)
 }
 
+// beat lets a session beat. What one beat cannot do because of an error that passes, the next one does.
+func beat(ctx context.Context, s *bmdb.Session) (err error) {
+	const most = 10
+	for range most {
+		if err = s.Beat(ctx); err == nil || errors.Is(err, bmdb.ErrSessionExpired) {
+			return err
+		}
+	}
+	return err
+}
+
 func named(component string) func(*bmdb.Config) {
 	return func(c *bmdb.Config) { c.ComponentName = component }
 }

@@ -169,7 +169,7 @@ func TestSchemaMigratedUnderSessions(t *testing.T) {
 	if n := l.int("SELECT count(*) FROM sessions"); n != sessions {
 		t.Errorf("%d sessions were made", n-sessions)
 	}
-	if err := s.Beat(t.Context()); err != nil {
+	if err := beat(t.Context(), s); err != nil {
 		t.Errorf("beat of a session that lives: %v", err)
 	}
 	work.Cancel(t.Context())

@@ -96,7 +96,7 @@ func TestBeatDoesNotReviveAnExpiredLease(t *testing.T) {
 	l := newLab(t)
 	s := l.session(bmdb.WithoutBeat())
 	l.expire(s.UUID)
-	if err := s.Beat(t.Context()); !errors.Is(err, bmdb.ErrSessionExpired) {
+	if err := beat(t.Context(), s); !errors.Is(err, bmdb.ErrSessionExpired) {
 		t.Errorf("beat of an expired lease: %v, want ErrSessionExpired", err)
 	}
 }
@@ -345,7 +345,7 @@ func TestCloseFirstExpiresItsLease(t *testing.T) {
 	if n := l.int("SELECT count(*) FROM session_leases WHERE session_id = $1 AND deadline > clock_timestamp()", s.UUID); n != 0 {
 		t.Error("the lease runs while the works are released")
 	}
-	if err := s.Beat(t.Context()); !errors.Is(err, bmdb.ErrSessionExpired) {
+	if err := beat(t.Context(), s); !errors.Is(err, bmdb.ErrSessionExpired) {
 		t.Errorf("beat while closing: %v", err)
 	}
 	stop.open <- nil
@@ -358,18 +358,15 @@ func TestCloseFirstExpiresItsLease(t *testing.T) {
 func TestBeatComparesWorks(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	beat := func(t *testing.T, s *bmdb.Session) {
-		t.Helper()
-		// What one beat cannot bring in order the next one does.
-		eventually(t, "a beat that brings all in order", func() bool { return s.Beat(ctx) == nil })
-	}
 	t.Run("ended in the database", func(t *testing.T) {
 		t.Parallel()
 		l := newLab(t)
 		s := l.session(bmdb.WithoutBeat())
 		w := l.work(s, model.ProcessAgentStart, provided(t, s, "1"))
 		l.exec("UPDATE work SET work_id = NULL, state = 0")
-		beat(t, s)
+		if err := beat(ctx, s); err != nil {
+			t.Fatal(err)
+		}
 		if w.Context().Err() == nil || !errors.Is(context.Cause(w.Context()), bmdb.ErrWorkLost) || s.Works() != 0 {
 			t.Error("a work that the database ended goes on")
 		}
@@ -386,7 +383,9 @@ func TestBeatComparesWorks(t *testing.T) {
 		l.exec("UPDATE work_history SET work_id = $2 WHERE work_id = $1", old.ID(), unknown[0])
 		l.exec("UPDATE work_history SET work_id = $2 WHERE work_id = $1", young.ID(), unknown[1])
 		l.exec("UPDATE work SET started_at = started_at - interval '10 minutes' WHERE work_id = $1", unknown[0])
-		beat(t, s)
+		if err := beat(ctx, s); err != nil {
+			t.Fatal(err)
+		}
 		if l.end(unknown[0]) != bmdb.EventReleased {
 			t.Error("a work that no worker knows is kept")
 		}

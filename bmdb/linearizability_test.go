@@ -75,12 +75,18 @@ type stress struct {
 
 	mu      sync.Mutex
 	history []porcupine.Operation
-	unknown []porcupine.Operation  // ends whose outcome their caller was not told
-	ended   map[uuid.UUID][2]int64 // sessions, and when they were ended by somebody
-	lost    []porcupine.Operation  // starts whose outcome their caller was not told
-	known   map[uuid.UUID]bool     // works that somebody was told of
+	unknown []porcupine.Operation             // ends whose outcome their caller was not told
+	ended   map[uuid.UUID][2]int64            // sessions, and when they were ended by somebody
+	lost    map[starter][]porcupine.Operation // starts whose outcome their caller was not told, in their order
+	known   map[uuid.UUID]bool                // works that somebody was told of
 	client  atomic.Int64
 	cutting []*proxy
+}
+
+// starter is who wanted a lock. A session tries one after the other.
+type starter struct {
+	session uuid.UUID
+	lock    lock
 }
 
 func (s *stress) now() int64 { return int64(time.Since(s.began)) }
@@ -96,11 +102,9 @@ func (s *stress) record(call int64, a attempt) porcupine.Operation {
 	return op
 }
 
-// open keeps an operation whose outcome is not known, and which may yet take place.
-func (s *stress) open(to *[]porcupine.Operation, call int64, a attempt) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	*to = append(*to, porcupine.Operation{ClientId: int(s.client.Add(1)), Input: a, Call: call, Return: math.MaxInt64})
+// open is an operation whose outcome is not known, and which may yet take place.
+func (s *stress) open(call int64, a attempt) porcupine.Operation {
+	return porcupine.Operation{ClientId: int(s.client.Add(1)), Input: a, Call: call, Return: math.MaxInt64}
 }
 
 // worker is one program. Its session is ended by others now and then, and it starts another.
@@ -130,7 +134,9 @@ func (s *stress) worker(ctx context.Context, conn *bmdb.Connection, sessions cha
 		call := s.now()
 		var work *bmdb.Work
 		var err error
-		if rand.IntN(2) == 0 {
+		// A batch that started nothing may be on its way still, if its connection was cut: it did not find what it had started.
+		batched := rand.IntN(2) == 0
+		if !batched {
 			work, err = session.Work(ctx, process, constantly(machine))
 		} else {
 			var works []*bmdb.Work
@@ -144,8 +150,11 @@ func (s *stress) worker(ctx context.Context, conn *bmdb.Connection, sessions cha
 			s.end(ctx, at, work)
 		case errors.Is(err, bmdb.ErrWorkConflict):
 			s.record(call, attempt{lock: at, kind: "start"})
-		case errors.Is(err, bmdb.ErrAmbiguous):
-			s.open(&s.lost, call, attempt{lock: at, kind: "start"})
+		case errors.Is(err, bmdb.ErrAmbiguous), batched && err == nil:
+			by := starter{session.UUID, at}
+			s.mu.Lock()
+			s.lost[by] = append(s.lost[by], s.open(call, attempt{lock: at, kind: "start"}))
+			s.mu.Unlock()
 		case errors.Is(err, bmdb.ErrSessionExpired):
 		case err != nil && !errors.Is(err, bmdb.ErrNothingToDo):
 			s.t.Errorf("start: %v", err)
@@ -192,7 +201,9 @@ func (s *stress) end(ctx context.Context, at lock, work *bmdb.Work) {
 		case errors.Is(err, bmdb.ErrWorkLost):
 			s.record(call, attempt{lock: at, kind: "end", work: work.ID()})
 		case errors.Is(err, bmdb.ErrAmbiguous):
-			s.open(&s.unknown, call, attempt{lock: at, kind: "end", work: work.ID(), ok: true})
+			s.mu.Lock()
+			s.unknown = append(s.unknown, s.open(call, attempt{lock: at, kind: "end", work: work.ID(), ok: true}))
+			s.mu.Unlock()
 		default:
 			s.t.Errorf("end: %v", err)
 		}
@@ -231,7 +242,7 @@ func (s *stress) settle() {
 		Machine, Work, Session uuid.UUID
 		Slot, Event            string
 	}
-	rows, err := s.db.Query(s.t.Context(), `SELECT h.machine_id, h.work_id, h.session_id, p.slot, h.event FROM work_history h JOIN processes p ON p.process = h.process`)
+	rows, err := s.db.Query(s.t.Context(), `SELECT h.machine_id, h.work_id, h.session_id, p.slot, h.event FROM work_history h JOIN processes p ON p.process = h.process ORDER BY h.fence, h.phase`)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -247,18 +258,14 @@ func (s *stress) settle() {
 			if s.known[e.Work] {
 				continue
 			}
-			found := false
-			for i, op := range s.lost {
-				if a := op.Input.(attempt); a.lock == at && a.work == uuid.Nil {
-					a.work, a.ok, found = e.Work, true, true
-					s.lost[i].Input = a
-					s.history = append(s.history, s.lost[i])
-					break
-				}
-			}
-			if !found {
+			// Of several it may be any: the first was called before it.
+			lost := s.lost[starter{e.Session, at}]
+			if len(lost) == 0 {
 				s.t.Errorf("nobody started work %s", e.Work)
+				continue
 			}
+			lost[0].Input = attempt{lock: at, kind: "start", work: e.Work, ok: true}
+			s.history, s.lost[starter{e.Session, at}] = append(s.history, lost[0]), lost[1:]
 		case bmdb.EventLost, bmdb.EventReleased:
 			times, ok := s.ended[e.Session]
 			if !ok {
@@ -290,7 +297,7 @@ func (s *stress) settle() {
 func TestLockHistoriesAreLinearizable(t *testing.T) {
 	t.Parallel()
 	const programs, turns, machines = 6, 60, 3
-	s := &stress{lab: newLab(t), began: time.Now(), ended: map[uuid.UUID][2]int64{}, known: map[uuid.UUID]bool{}}
+	s := &stress{lab: newLab(t), began: time.Now(), ended: map[uuid.UUID][2]int64{}, lost: map[starter][]porcupine.Operation{}, known: map[uuid.UUID]bool{}}
 	s.process("left", "l", []string{"Provided"}, nil, nil, nil)
 	s.process("right", "r", []string{"Provided"}, nil, []string{"x"}, nil)
 	s.process("right too", "r", []string{"Provided"}, nil, nil, []string{"x"})

@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	// FinalizerWork is on a WorkClaim while pods of this cluster may hold machines for it, and for up to some time after its end.
+	// FinalizerWork is on a WorkClaim while pods of this cluster may hold machines for it, and for a while after its end.
 	FinalizerWork = "bmdb.dev/work"
 	// AnnotationTerm is beside it, and names the last owner's term that relies on it. Each term writes it before its first start, so that who
 	// takes the finalizer for an earlier one is refused by the API server, or sees that it is not his any more.

@@ -279,17 +279,27 @@ func (l *claimLoop) standBack(ctx context.Context, pause time.Duration) (time.Du
 // rouse tells by l.freed whether there is nothing to start for a claim yet whose object was freed, and for how long it is not worth to look again. The
 // object is left alone until then.
 func (l *claimLoop) rouse(ctx context.Context) (time.Duration, error) {
-	outlook, err := l.owner.ReviewClaim(ctx, l.claim)
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("review claim: %w", err)
-	case outlook.State == bmdb.ClaimComplete || outlook.State == bmdb.ClaimFailed:
-		return 0, errOver
-	case outlook.Reason != bmdb.OutlookWorking:
+	outlook, err := l.outlook(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if outlook.Reason != bmdb.OutlookWorking {
 		return l.rest(outlook), nil
 	}
 	l.freed = false
 	return 0, nil
+}
+
+// outlook is what keeps the claim from its end. errOver: it has come to it.
+func (l *claimLoop) outlook(ctx context.Context) (bmdb.Outlook, error) {
+	outlook, err := l.owner.ReviewClaim(ctx, l.claim)
+	switch {
+	case err != nil:
+		return outlook, fmt.Errorf("review claim: %w", err)
+	case outlook.State == bmdb.ClaimComplete || outlook.State == bmdb.ClaimFailed:
+		return outlook, errOver
+	}
+	return outlook, nil
 }
 
 // gather gives works that end at about the same time a moment to do so. A turn follows, so nobody else misses what wakes it.
@@ -319,12 +329,9 @@ func (l *claimLoop) saturated(started int) bool {
 
 // review finds out why nothing could be started.
 func (l *claimLoop) review(ctx context.Context) (time.Duration, error) {
-	outlook, err := l.owner.ReviewClaim(ctx, l.claim)
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("review claim: %w", err)
-	case outlook.State == bmdb.ClaimComplete || outlook.State == bmdb.ClaimFailed:
-		return 0, errOver
+	outlook, err := l.outlook(ctx)
+	if err != nil {
+		return 0, err
 	}
 	if l.running.Load() == 0 && l.claim.Active == 0 && outlook.RetryAfter >= idleFrom {
 		l.freed = l.idle(ctx)

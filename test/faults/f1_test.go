@@ -18,7 +18,8 @@ import (
 )
 
 // TestF1 kills operators at every point of what they send and do: before a round trip is sent, in the middle of it, after it was carried
-// out, and at every step of a side effect, one at a time; and then at random, however many are left. Each is started again at once, while the others go on.
+// out, and at every step of a side effect, one at a time; then also around what belongs to no stage of work; and then at random, however many are left. Each
+// is started again at once, while the others go on.
 func TestF1(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, "F1", rigOptions{lease: pick(1500*time.Millisecond, 2*time.Second)})
@@ -32,7 +33,8 @@ func TestF1(t *testing.T) {
 		k.launch(p)
 	}
 	r.witness.SetHook(k.atMachine)
-	k.everyPoint(pick(3*time.Minute, 12*time.Minute))
+	k.everyPoint(pick(3*time.Minute, 15*time.Minute))
+	k.everywhere(pick(0, 4*time.Minute))
 	k.atRandom(pick(5, 40))
 	work.stop()
 	k.heal()
@@ -130,8 +132,8 @@ func (k *killer) atMachine(t bmc.Touch, at bmc.Point) bmc.Verdict {
 	return bmc.Verdict{Hang: true}
 }
 
-// everyPoint lets pods live and die until every point that is known has been struck, and each stage on both sides. Now and then one is told
-// to end, as points of the hand-over are passed only then.
+// everyPoint lets pods live and die until each stage was struck on both sides. Now and then one is told to end, as points of the hand-over are passed
+// only then.
 func (k *killer) everyPoint(atMost time.Duration) {
 	k.rig.T.Helper()
 	const tellEvery = 1500 * time.Millisecond
@@ -156,6 +158,29 @@ func (k *killer) everyPoint(atMost time.Duration) {
 			}
 		case <-over.C:
 			k.rig.T.Logf("after %s nobody was killed yet at %s", atMost, strings.Join(k.points.missing(), ", "))
+			return
+		}
+	}
+}
+
+// everywhere lets pods die at every point for a while, whether it belongs to a stage or not. It comes after the stages: most of what belongs to none is
+// passed while a pod starts, and pods that die of that never come to a work.
+func (k *killer) everywhere(d time.Duration) {
+	k.rig.T.Helper()
+	k.points.widen(d > 0)
+	k.live(d)
+}
+
+// live starts whoever ends again, for a while.
+func (k *killer) live(d time.Duration) {
+	k.rig.T.Helper()
+	over := time.NewTimer(d)
+	defer over.Stop()
+	for {
+		select {
+		case p := <-k.ended:
+			k.again(p)
+		case <-over.C:
 			return
 		}
 	}
@@ -192,15 +217,7 @@ func (k *killer) atRandom(times int) {
 	const most = 2 * time.Second
 	for killed := 0; killed < times; {
 		p := k.rig.pods[k.rig.random.IntN(len(k.rig.pods))]
-		wait := time.NewTimer(time.Duration(k.rig.random.Int64N(int64(most))))
-		for waiting := true; waiting; {
-			select {
-			case ended := <-k.ended:
-				k.again(ended)
-			case <-wait.C:
-				waiting = false
-			}
-		}
+		k.live(time.Duration(k.rig.random.Int64N(int64(most))))
 		if p.kill(p.process.Load()) {
 			k.rig.struck("killed at random")
 			killed++

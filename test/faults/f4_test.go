@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -36,7 +37,7 @@ func TestF4(t *testing.T) {
 	}
 	r.watchRules()
 	work := r.feed(24)
-	r.Eventually(pick(3*time.Minute, 15*time.Minute), "each error was answered often enough", func(context.Context) error { return i.done(pick(40, 1000), pick(2, 20)) })
+	r.Eventually(pick(3*time.Minute, 25*time.Minute), "each error was answered often enough", func(context.Context) error { return i.done(pick(40, 1000), pick(2, 20)) })
 	work.stop()
 	r.awaitEnds("all claims have ended while errors go on")
 	for _, p := range r.pods {
@@ -58,12 +59,13 @@ type injector struct {
 	mu     sync.Mutex
 	random *rand.Rand
 	counts map[string]int
+	turns  map[string]int // at which kind those are that take turns
 }
 
 // newInjector returns an injector of what the library answers itself, and of more errors.
 func newInjector(struck func(what string), more ...string) *injector {
 	kinds := append([]string{"40001", "40P01", "57P01", unknownCommitted, unknownNot}, more...)
-	return &injector{struck: struck, kinds: kinds, random: rand.New(rand.NewPCG(run.seed, 4)), counts: map[string]int{}}
+	return &injector{struck: struck, kinds: kinds, random: rand.New(rand.NewPCG(run.seed, 4)), counts: map[string]int{}, turns: map[string]int{}}
 }
 
 // share is the part of all round trips that fail.
@@ -91,14 +93,24 @@ func (i *injector) choose(t *wire.Trip, side wire.Side) wire.Verdict {
 		}
 		return wire.Verdict{Unknown: "40003"}
 	}
-	kind := i.kinds[i.random.IntN(len(i.kinds))]
-	switch {
-	case kind == unknownCommitted || kind == unknownNot && !commits:
-		kind = "40001"
-	case kind == unknownNot:
+	kind := i.kind(t, commits)
+	if kind == unknownNot {
 		return wire.Verdict{Fail: "40003", FailAt: last}
 	}
 	return wire.Verdict{Fail: kind, FailAt: i.random.IntN(last + 1)}
+}
+
+// kind chooses among the errors that are possible before a round trip is carried out. At what decides they take turns: it is seldom passed, and each must strike.
+func (i *injector) kind(t *wire.Trip, commits bool) string {
+	possible := slices.DeleteFunc(slices.Clone(i.kinds), func(kind string) bool { return kind == unknownCommitted || kind == unknownNot && !commits })
+	n := i.random.IntN(len(possible))
+	for at, statement := range decisive() {
+		if t.Has(statement) {
+			n = i.turns[at]
+			i.turns[at]++
+		}
+	}
+	return possible[n%len(possible)]
 }
 
 // tell counts what was decided.

@@ -53,9 +53,10 @@ const witnessStage = "side effect"
 // points finds the points that there are while operators work, and says which of them are to be struck now: each once, when it is first
 // passed. It is safe for concurrent use.
 type points struct {
-	all bool // also round trips of no stage, and every tear
+	all bool // every tear
 
 	mu     sync.Mutex
+	wide   bool              // also round trips of no stage
 	known  map[string]string // points, with their stage
 	struck map[string]bool
 }
@@ -66,17 +67,24 @@ func newPoints(all bool) *points {
 
 // pass learns of a point that is passed, and tells whether it is to be struck. Whoever is told so must strike, or give it back.
 func (q *points) pass(stage, point string) bool {
-	if stage == "" && !q.all {
-		return false
-	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if stage == "" && !q.wide {
+		return false
+	}
 	q.known[point] = stage
 	if q.struck[point] {
 		return false
 	}
 	q.struck[point] = true
 	return true
+}
+
+// widen says whether round trips of no stage are to be struck, too. At first they are not.
+func (q *points) widen(wide bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.wide = wide
 }
 
 // giveBack says that a point was not struck after all.

@@ -6,6 +6,7 @@ package faults_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,51 +21,85 @@ import (
 const slowest = 0.8
 
 // TestF10 works on many machines beside a tenth as many whose hosts hang, and alone, before that and after it. The many are not slower, and each of those
-// that hang ends as failed, with a cause, in time. It compares times, so nothing runs beside it: it is not parallel.
+// that hang ends as failed, with a cause, in time. Where the machine that runs this was not as fast before as after, that is done again, and the median
+// counts. It compares times, so nothing runs beside it: it is not parallel.
 func TestF10(t *testing.T) {
 	good, hang := pick(400, 10000), pick(40, 1000)
-	const claims, timeout = 10, 5
+	const noisy = 0.1
 	r := newRig(t, "F10", rigOptions{pods: 2})
 	r.start()
 	r.watchRules()
 	r.Create(r.Simulated("hanging", testbed.Hanging()))
-	r.record("hanging", testbed.Names("hanging", hang))
-	for _, name := range []string{"before", "beside", "after"} {
-		r.Create(r.Simulated(name, testbed.Latency(50*time.Millisecond)))
-		r.record(name, testbed.Names(name, good))
-	}
-	before := r.timeFleet("before", good, claims)
-	stuck := r.Claim("hanging", testbed.Names("hanging", hang)...)
-	stuck.Spec.TimeoutSeconds, stuck.Spec.MaxAttempts = timeout, 1
-	began := time.Now()
-	r.Create(stuck)
-	beside := r.timeFleet("beside", good, claims)
-	r.Eventually(5*time.Minute, "all that hang have failed", func(ctx context.Context) error {
-		n, err := r.Number(ctx, "SELECT count(*) FROM claim_machines WHERE claim_key = 'hanging' AND quarantined_at IS NOT NULL")
-		if err == nil && n != hang {
-			err = fmt.Errorf("%d of %d have", n, hang)
+	r.record("alone-0", good)
+	before := r.timeFleet("alone-0", good)
+	var ratios []float64
+	for round := 1; round <= pick(1, 3); round++ {
+		name := fmt.Sprintf("beside-%d", round)
+		r.record(name, good)
+		hanging := r.hang(fmt.Sprintf("hanging-%d", round), hang)
+		beside := r.timeFleet(name, good)
+		failed := hanging()
+		name = fmt.Sprintf("alone-%d", round)
+		r.record(name, good)
+		after := r.timeFleet(name, good)
+		ratios = append(ratios, (before+after).Seconds()/2/beside.Seconds())
+		t.Logf("%d machines took %s and %s alone, and %s beside %d that hang, %.2f times as fast; those had all failed after %s", good,
+			before.Round(time.Millisecond), after.Round(time.Millisecond), beside.Round(time.Millisecond), hang, ratios[round-1], failed.Round(time.Second))
+		if (before - after).Abs().Seconds() < noisy*min(before, after).Seconds() {
+			break
 		}
-		return err
-	})
-	run.tally.add("F10", "machines that hang, and failed", int64(hang))
-	failed := time.Since(began)
-	after := r.timeFleet("after", good, claims)
-	ratio := (before + after).Seconds() / 2 / beside.Seconds()
-	t.Logf("%d machines took %s and %s alone, and %s beside %d that hang, %.2f times as fast; those had all failed after %s", good,
-		before.Round(time.Millisecond), after.Round(time.Millisecond), beside.Round(time.Millisecond), hang, ratio, failed.Round(time.Second))
-	if ratio < pick(slowest/2, slowest) {
+		before = after
+	}
+	if ratio := median(ratios); ratio < pick(slowest/2, slowest) {
 		t.Errorf("the fleet was %.2f times as fast beside machines that hang, want %.2f", ratio, slowest)
 	}
-	if n := r.Count("SELECT count(*) FROM work_history WHERE claim_key = 'hanging' AND phase = 1 AND (event <> 'Failed' OR failed_cause NOT LIKE 'TimedOut:%')"); n > 0 {
-		t.Errorf("%d works on machines that hang ended otherwise: %s", n, r.Table(t.Context(), "SELECT event, failed_cause FROM work_history WHERE claim_key = 'hanging' AND phase = 1 LIMIT 5"))
+	if n := r.Count("SELECT count(*) FROM work_history WHERE claim_key LIKE 'hanging-%' AND phase = 1 AND (event <> 'Failed' OR failed_cause NOT LIKE 'TimedOut:%')"); n > 0 {
+		t.Errorf("%d works on machines that hang ended otherwise: %s", n, r.Table(t.Context(), "SELECT event, failed_cause FROM work_history WHERE claim_key LIKE 'hanging-%' AND phase = 1 LIMIT 5"))
 	}
 	r.stopWatching()
 	r.VerifyStatuses()
 	r.require("machines that hang, and failed")
 }
 
-// record makes machines in the database, of which no object tells: how fast objects are made is not what is measured.
-func (r *rig) record(provider string, machines []string) {
+// median is that of at least one number.
+func median(numbers []float64) float64 {
+	sorted := slices.Sorted(slices.Values(numbers))
+	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
+}
+
+// hang claims machines that hang. The function that it returns waits until all have failed, and says after how long.
+func (r *rig) hang(name string, machines int) (failed func() time.Duration) {
+	r.T.Helper()
+	const timeout = 5
+	names := testbed.Names(name, machines)
+	r.register("hanging", names)
+	stuck := r.Claim(name, names...)
+	stuck.Spec.TimeoutSeconds, stuck.Spec.MaxAttempts = timeout, 1
+	began := time.Now()
+	r.Create(stuck)
+	return func() time.Duration {
+		r.T.Helper()
+		r.Eventually(5*time.Minute, "all that hang have failed", func(ctx context.Context) error {
+			n, err := r.Number(ctx, "SELECT count(*) FROM claim_machines WHERE claim_key = $1 AND quarantined_at IS NOT NULL", name)
+			if err == nil && n != machines {
+				err = fmt.Errorf("%d of %d have", n, machines)
+			}
+			return err
+		})
+		run.tally.add("F10", "machines that hang, and failed", int64(machines))
+		return time.Since(began)
+	}
+}
+
+// record makes a provider and its machines.
+func (r *rig) record(provider string, machines int) {
+	r.T.Helper()
+	r.Create(r.Simulated(provider, testbed.Latency(50*time.Millisecond)))
+	r.register(provider, testbed.Names(provider, machines))
+}
+
+// register makes machines in the database, of which no object tells: how fast objects are made is not what is measured.
+func (r *rig) register(provider string, machines []string) {
 	r.T.Helper()
 	conn, err := (&bmdb.BMDB{Config: bmdb.Config{DatabaseURL: r.Database, ComponentName: "faults", RuntimeInfo: "F10"}}).Open(false)
 	if err != nil {
@@ -85,8 +120,9 @@ func (r *rig) record(provider string, machines []string) {
 }
 
 // timeFleet claims all machines of a provider and returns how long they took, from the first start to the last end.
-func (r *rig) timeFleet(name string, machines, claims int) (took time.Duration) {
+func (r *rig) timeFleet(name string, machines int) (took time.Duration) {
 	r.T.Helper()
+	const claims = 10
 	names := testbed.Names(name, machines)
 	var objects []client.Object
 	each := machines / claims

@@ -96,12 +96,13 @@ func (k *killer) onWire(p *pod) wire.Hook {
 		if side == wire.After && t.Has("StartSession") {
 			k.down.CompareAndSwap(p, nil)
 		}
-		if k.spares(p) {
+		stage := stageOf(t)
+		if stage != reaper && k.spares(p) { // who reaps does it while another is down; where pods take long to start, only then
 			return wire.Verdict{}
 		}
 		if side == wire.After {
 			at := wire.Point{Trip: t.Name(), Side: side}
-			if !k.points.pass(stageOf(t), at.String()) {
+			if !k.points.pass(stage, at.String()) {
 				return wire.Verdict{}
 			}
 			k.strike(p, t.Owner, at.String())

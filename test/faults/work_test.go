@@ -5,6 +5,7 @@ package faults_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -153,15 +154,18 @@ func (f *feeder) known(ctx context.Context, claims []string) error {
 	}
 }
 
-// stop ends the making of waves, and returns the claims that there are.
+// stop ends the making of waves, and returns the claims that there are. Faults may have held up the first wave until now; it is waited for.
 func (f *feeder) stop() []string {
 	f.rig.T.Helper()
+	f.rig.Eventually(testbed.Patience, "work is made", func(context.Context) error {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.waves == 0 {
+			return errors.Join(errors.New("the first wave is not"), f.err)
+		}
+		return nil
+	})
 	f.cancel()
 	<-f.done
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.waves == 0 {
-		f.rig.T.Fatalf("no work was made: %v", f.err)
-	}
 	return f.claims
 }

@@ -52,6 +52,7 @@ type claimLoop struct {
 	works    *sync.WaitGroup
 	wake     chan struct{}
 	running  atomic.Int64
+	places   *share
 	waiting  atomic.Bool // for a place in the pool
 	soon     atomic.Bool // a nudge is on its way
 	hindered hindrance
@@ -227,7 +228,7 @@ func (l *claimLoop) begin(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	works, err := l.round(ctx, open, slots)
-	l.engine.pool.give(slots - len(works))
+	l.places.back(slots-len(works), len(works))
 	targets := l.targets(works)
 	for _, w := range works {
 		l.start(w, drivers, targets)
@@ -372,12 +373,12 @@ func waitFor(outlook bmdb.Outlook) time.Duration {
 // takeSlots takes up to room places in the pool. It waits until there is one.
 func (l *claimLoop) takeSlots(ctx context.Context, room int64) (int, error) {
 	want := int(min(room, int64(l.engine.config.Concurrency)))
-	if n := l.engine.pool.tryTake(want); n > 0 {
+	if n := l.places.tryTake(want); n > 0 {
 		return n, nil
 	}
 	l.waiting.Store(true)
 	l.engine.objects.ClaimChanged(l.id.pool, l.id.key)
-	n, err := l.engine.pool.take(ctx, want, l.running.Load)
+	n, err := l.places.take(ctx, want)
 	l.waiting.Store(false)
 	l.engine.objects.ClaimChanged(l.id.pool, l.id.key)
 	return n, err

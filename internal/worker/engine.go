@@ -206,12 +206,14 @@ func (e *Engine) begin(ctx context.Context, owner Owner, c *bmdb.OwnedClaim, run
 		engine: e, owner: owner, claim: c, id: id, works: running, serving: ctx, wake: make(chan struct{}, 1),
 		log: e.log.WithValues("pool", id.pool, "claim", id.key),
 	}
+	l.places = e.pool.share(l.running.Load)
 	before := e.register(l)
 	running.Add(1)
 	go func() {
 		defer running.Done()
 		defer e.lines.leave(l)
 		defer e.unregister(l)
+		defer l.places.forget()
 		if before != nil {
 			// An earlier term of the same claim that has not noticed yet that it is over.
 			before.nudge()

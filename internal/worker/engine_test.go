@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -15,7 +14,6 @@ import (
 
 	"github.com/bmdb-dev/bmdb-operator/bmdb"
 	"github.com/bmdb-dev/bmdb-operator/internal/provider"
-	"github.com/bmdb-dev/bmdb-operator/internal/worker"
 )
 
 // hang goes on until its context is done, as a good driver does.
@@ -135,34 +133,6 @@ func TestStuckWorker(t *testing.T) {
 		t.Errorf("%d workers were counted as stuck", l.stuck)
 	}
 	close(release)
-}
-
-// Places that are given to somebody who leaves at that moment are not lost.
-func TestPlacesOfWhoLeavesComeBack(t *testing.T) {
-	p := worker.NewPool(2)
-	for range 100 {
-		none := func() int64 { return 0 }
-		if n, err := p.Take(t.Context(), 2, none); n != 2 || err != nil {
-			t.Fatalf("took %d: %v", n, err)
-		}
-		ctx, leave := context.WithCancel(t.Context())
-		left := make(chan struct{})
-		go func() {
-			defer close(left)
-			n, err := p.Take(ctx, 2, func() int64 { leave(); return 0 })
-			if err == nil {
-				p.Give(n)
-			}
-		}()
-		for p.Waiting() == 0 {
-			runtime.Gosched()
-		}
-		p.Give(2)
-		<-left
-		if n := p.Used(); n != 0 {
-			t.Fatalf("%d places are taken, and nobody has them", n)
-		}
-	}
 }
 
 // A claim whose machines hang keeps the places that it has, and gets no further one before those that have fewer.

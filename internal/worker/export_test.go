@@ -20,10 +20,20 @@ type Pool struct{ pool *pool }
 // NewPool returns a pool that nobody observes.
 func NewPool(size int) Pool { return Pool{newPool(size, func(int, int) {})} }
 
-// Take is the pool's.
-func (p Pool) Take(ctx context.Context, want int, has func() int64) (int, error) {
-	return p.pool.take(ctx, want, has)
-}
+// Share is the share of somebody who has so many places.
+func (p Pool) Share(has func() int64) Share { return Share{p.pool.share(has)} }
+
+// Share is a share of a pool.
+type Share struct{ share *share }
+
+// Take is the share's.
+func (s Share) Take(ctx context.Context, want int) (int, error) { return s.share.take(ctx, want) }
+
+// Back is the share's.
+func (s Share) Back(unused, used int) { s.share.back(unused, used) }
+
+// Forget is the share's.
+func (s Share) Forget() { s.share.forget() }
 
 // Give is the pool's.
 func (p Pool) Give(n int) { p.pool.give(n) }

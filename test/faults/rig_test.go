@@ -233,18 +233,17 @@ type watcher struct {
 	broken map[string]error // by rule: when it was first
 }
 
-// watchRules begins to ask for broken rules. A database that does not answer says nothing. verify ends it.
+// watchRules begins to ask for broken rules. A database that does not answer says nothing. verify ends it. The questions go through the whole history,
+// and may take but a small part of the database's time.
 func (r *rig) watchRules() {
-	const interval = time.Second / 2
+	const interval, part = time.Second / 2, 20
 	ctx, cancel := context.WithCancel(r.T.Context())
 	w := &watcher{cancel: cancel, done: make(chan struct{}), broken: map[string]error{}}
 	r.watcher = w
 	go func() {
 		defer close(w.done)
-		ticker := time.NewTicker(interval)
-		defer ticker.Stop()
 		for {
-			looks := 0
+			began, looks := time.Now(), 0
 			for _, rule := range r.rules {
 				var broken *testbed.BrokenError
 				err := r.Broken(ctx, []testbed.Rule{rule})
@@ -262,7 +261,7 @@ func (r *rig) watchRules() {
 			select {
 			case <-ctx.Done():
 				return
-			case <-ticker.C:
+			case <-time.After(max(interval, part*time.Since(began))):
 			}
 		}
 	}()

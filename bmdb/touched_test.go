@@ -82,8 +82,8 @@ func touchRows(t *testing.T, machines int) {
 	}
 	around = 0
 	for _, w := range works[:2] {
-		// As in the general form, and what it means for the claim: the machine is done, and the count.
-		touches("an end for a claim", 7, 80, func() error { return w.FinishData(ctx, bmdb.Outcome{AgentPublicKey: keyOf(w)}) })
+		// As in the general form, and what it means for the claim: the machine is done, and the count. Tables of some rows are read whole, once they were analyzed.
+		touches("an end for a claim", 7, 120, func() error { return w.FinishData(ctx, bmdb.Outcome{AgentPublicKey: keyOf(w)}) })
 	}
 	// What is left of the first look is enough, unless that came to the end of what is ready, or was too long ago.
 	around = 1

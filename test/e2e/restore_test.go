@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -28,14 +29,17 @@ func TestRestore(t *testing.T) {
 	l := newLab(t, testbed.Options{})
 	o := l.Start("operator-a", "--lease", "3s")
 	manifests := l.manifests()
-	l.Create(manifests()...)
+	objects := manifests()
+	claims := slices.IndexFunc(objects, func(o client.Object) bool { _, ok := o.(*v1alpha1.WorkClaim); return ok })
+	l.Create(objects[:claims]...)
+	l.AwaitRecorded("good", 5) // a claim drains what is recorded by then
+	l.Create(objects[claims:]...)
 	want := map[string]v1alpha1.Reason{
 		"done": v1alpha1.ReasonComplete, "drained": v1alpha1.ReasonComplete, "keyed": v1alpha1.ReasonComplete, "hopeless": v1alpha1.ReasonCompletionsUnreachable,
 	}
 	for claim, reason := range want {
 		l.AwaitClaim(claim, reason)
 	}
-	l.AwaitRecorded("good", 5)
 	l.awaitAgents("good-000", "good-001", "good-002", "good-003")
 	before, history := l.outcomes(), l.everythingDone()
 	if len(before) != len(want)+6 {

@@ -30,9 +30,11 @@ func TestF13(t *testing.T) {
 	for _, o := range manifests() {
 		r.apply(o)
 	}
-	over := time.Now().Add(pick(20*time.Second, 10*time.Minute))
+	over := time.Now().Add(pick(12*time.Second, 10*time.Minute))
 	for time.Now().Before(over) {
-		r.robot(manifests())
+		for _, do := range r.random.Perm(acts) { // in turns, as a short run has time for few
+			r.robot(do, manifests())
+		}
 	}
 	for _, o := range manifests() {
 		r.apply(o)
@@ -81,15 +83,18 @@ func (r *rig) gitManifestsOf(prefix string, claims, each int) func() []client.Ob
 	}
 }
 
+// acts is how many things the robot does.
+const acts = 4
+
 // robot does one thing that robots do.
-func (r *rig) robot(objects []client.Object) {
+func (r *rig) robot(do int, objects []client.Object) {
 	r.T.Helper()
 	const most = 8
 	some := make([]client.Object, 1+r.random.IntN(most))
 	for i := range some {
 		some[i] = objects[r.random.IntN(len(objects))]
 	}
-	switch r.random.IntN(4) {
+	switch do {
 	case 0:
 		r.Remove(some...)
 		r.struck("deleted")
@@ -106,7 +111,8 @@ func (r *rig) robot(objects []client.Object) {
 		}
 		r.struck("applied again")
 	default: // what may be changed is changed, and changed back
-		r.revert(some)
+		r.random.Shuffle(len(objects), func(i, j int) { objects[i], objects[j] = objects[j], objects[i] })
+		r.revert(objects, len(some))
 	}
 	r.during(time.Duration(r.random.Int64N(int64(time.Second / 2))))
 }
@@ -139,24 +145,32 @@ func (r *rig) apply(o client.Object) {
 	})
 }
 
-// revert raises the parallelism of claims, suspends them, and takes it back.
-func (r *rig) revert(some []client.Object) {
+// revert suspends some of the claims that are there and changes their parallelism, and resumes them with another one.
+func (r *rig) revert(objects []client.Object, some int) {
 	r.T.Helper()
-	for _, o := range some {
-		if _, ok := o.(*v1alpha1.WorkClaim); !ok {
+	for _, o := range objects {
+		if _, ok := o.(*v1alpha1.WorkClaim); !ok || some == 0 {
 			continue
 		}
-		for _, suspend := range []bool{true, false} {
-			var c v1alpha1.WorkClaim
-			if err := r.Client.Get(r.T.Context(), client.ObjectKeyFromObject(o), &c); err != nil {
-				continue // it was deleted
-			}
-			before := c.DeepCopy()
-			c.Spec.Suspend, c.Spec.Parallelism = ptr.To(suspend), 1+r.random.Int32N(3)
-			if err := r.Client.Patch(r.T.Context(), &c, client.MergeFrom(before)); client.IgnoreNotFound(err) != nil {
-				r.T.Errorf("change claim %s: %v", c.Name, err)
-			}
+		if r.changed(o, true) && r.changed(o, false) {
+			r.struck("reverted")
+			some--
 		}
-		r.struck("reverted")
 	}
+}
+
+// changed suspends or resumes a claim, with another parallelism, and tells whether it was there.
+func (r *rig) changed(o client.Object, suspend bool) bool {
+	r.T.Helper()
+	var c v1alpha1.WorkClaim
+	err := r.Client.Get(r.T.Context(), client.ObjectKeyFromObject(o), &c)
+	if err == nil {
+		before := c.DeepCopy()
+		c.Spec.Suspend, c.Spec.Parallelism = ptr.To(suspend), 1+r.random.Int32N(3)
+		err = r.Client.Patch(r.T.Context(), &c, client.MergeFrom(before))
+	}
+	if client.IgnoreNotFound(err) != nil {
+		r.T.Errorf("change claim %s: %v", o.GetName(), err)
+	}
+	return err == nil
 }

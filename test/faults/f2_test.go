@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"syscall"
 	"testing"
@@ -42,7 +41,7 @@ func TestF2(t *testing.T) {
 		"counts of an end: before", "beat: before",
 	}
 	for range pick(1, 6) {
-		rand.New(r.random).Shuffle(len(places), func(i, j int) { places[i], places[j] = places[j], places[i] })
+		r.random.Shuffle(len(places), func(i, j int) { places[i], places[j] = places[j], places[i] })
 		for _, place := range places {
 			s.stopAt(place)
 		}

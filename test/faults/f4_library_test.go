@@ -29,7 +29,7 @@ func TestF4Library(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := newInjector(func(what string) { run.tally.add("F4", "library: "+what, 1) })
+	i := newInjector(endsAsData, func(what string) { run.tally.add("F4", "library: "+what, 1) })
 	p, err := wire.Listen(t.Context(), wire.Options{Database: os.Getenv(postgres.URLEnv), Catalog: catalog, Hook: func(trip *wire.Trip, side wire.Side) wire.Verdict {
 		if !strings.HasPrefix(trip.Application, "bmdb ") {
 			return wire.Verdict{}
@@ -61,14 +61,13 @@ func TestF4Library(t *testing.T) {
 // onLibrary is onWire for callers that try nothing again themselves, as the tests are: an outcome is unknown only where the library finds it out,
 // at a start and at an end that is data.
 func (i *injector) onLibrary(t *wire.Trip, side wire.Side) wire.Verdict {
-	ends, starts := t.Has("End") && !t.Has("Fence"), t.Has("StartBatch")
-	resolved := ends || starts
+	resolved := endsAsData(t) || starts(t)
 	// A test that beats once looks at what the beat says.
 	if side == wire.After && !resolved || t.Has("Beat") {
 		return wire.Verdict{}
 	}
 	v := i.choose(t, side)
-	if starts && (v.Fail == "40003" || v.Fail == "57P01") {
+	if starts(t) && (v.Fail == "40003" || v.Fail == "57P01") {
 		v.Fail = "40001" // a start that did not take place is no error, and starts nothing
 	}
 	if !resolved && t.Has("COMMIT") && (v.Fail == "40003" || v.Fail == "57P01") {
@@ -77,3 +76,5 @@ func (i *injector) onLibrary(t *wire.Trip, side wire.Side) wire.Verdict {
 	i.tell(t, v)
 	return v
 }
+
+func endsAsData(t *wire.Trip) bool { return t.Has("End") && !t.Has("Fence") }

@@ -29,7 +29,7 @@ const readOnly = "25006"
 func TestF4(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, "F4", rigOptions{})
-	i := newInjector(func(what string) { r.struck(what) }, readOnly)
+	i := newInjector(func(t *wire.Trip) bool { return t.Has("CountEnds") }, func(what string) { r.struck(what) }, readOnly)
 	r.start()
 	r.fleet(20*time.Millisecond, 10)
 	for _, p := range r.pods {
@@ -56,16 +56,22 @@ type injector struct {
 	struck func(what string)
 	kinds  []string // what it does, by name
 
+	// Where it decides who has a machine, and what became of it: each kind must have struck there, too.
+	decisive map[string]func(t *wire.Trip) bool
+
 	mu     sync.Mutex
 	random *rand.Rand
 	counts map[string]int
 	turns  map[string]int // at which kind those are that take turns
 }
 
-// newInjector returns an injector of what the library answers itself, and of more errors.
-func newInjector(struck func(what string), more ...string) *injector {
-	kinds := append([]string{"40001", "40P01", "57P01", unknownCommitted, unknownNot}, more...)
-	return &injector{struck: struck, kinds: kinds, random: rand.New(rand.NewPCG(run.seed, 4)), counts: map[string]int{}, turns: map[string]int{}}
+// newInjector returns an injector of what the library answers itself, and of more errors. Of those that take turns, the first is possible
+// hardly anywhere else.
+func newInjector(ends func(t *wire.Trip) bool, struck func(what string), more ...string) *injector {
+	kinds := append([]string{unknownNot, "40001", "40P01", "57P01", unknownCommitted}, more...)
+	random := rand.New(rand.NewPCG(run.seed, 4))
+	decisive := map[string]func(t *wire.Trip) bool{", at starts of works": starts, ", at ends of works": ends}
+	return &injector{struck: struck, kinds: kinds, decisive: decisive, random: random, counts: map[string]int{}, turns: map[string]int{}}
 }
 
 // share is the part of all round trips that fail.
@@ -104,8 +110,8 @@ func (i *injector) choose(t *wire.Trip, side wire.Side) wire.Verdict {
 func (i *injector) kind(t *wire.Trip, commits bool) string {
 	possible := slices.DeleteFunc(slices.Clone(i.kinds), func(kind string) bool { return kind == unknownCommitted || kind == unknownNot && !commits })
 	n := i.random.IntN(len(possible))
-	for at, statement := range decisive() {
-		if t.Has(statement) {
+	for at, here := range i.decisive {
+		if here(t) {
 			n = i.turns[at]
 			i.turns[at]++
 		}
@@ -128,18 +134,15 @@ func (i *injector) tell(t *wire.Trip, v wire.Verdict) {
 	}
 	i.counts[kind]++
 	i.struck(kind)
-	for at, statement := range decisive() {
-		if t.Has(statement) {
+	for at, here := range i.decisive {
+		if here(t) {
 			i.counts[kind+at]++
 			i.struck("any of these" + at)
 		}
 	}
 }
 
-// decisive are the statements that decide who has a machine, and what became of it. Each kind must have struck at them, too.
-func decisive() map[string]string {
-	return map[string]string{", at starts of works": "StartBatch", ", at ends of works": "CountEnds"}
-}
+func starts(t *wire.Trip) bool { return t.Has("StartBatch") }
 
 // done returns an error unless there were as many of each kind, and some at what decides.
 func (i *injector) done(n, some int) error {
@@ -149,7 +152,7 @@ func (i *injector) done(n, some int) error {
 		if i.counts[kind] < n {
 			return fmt.Errorf("%v", i.counts)
 		}
-		for at := range decisive() {
+		for at := range i.decisive {
 			if i.counts[kind+at] < some {
 				return fmt.Errorf("%v", i.counts)
 			}

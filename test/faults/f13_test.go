@@ -6,6 +6,7 @@ package faults_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -32,9 +33,7 @@ func TestF13(t *testing.T) {
 	}
 	over := time.Now().Add(pick(12*time.Second, 10*time.Minute))
 	for time.Now().Before(over) {
-		for _, do := range r.random.Perm(acts) { // in turns, as a short run has time for few
-			r.robot(do, manifests())
-		}
+		r.robot(manifests)
 	}
 	for _, o := range manifests() {
 		r.apply(o)
@@ -83,38 +82,43 @@ func (r *rig) gitManifestsOf(prefix string, claims, each int) func() []client.Ob
 	}
 }
 
-// acts is how many things the robot does.
-const acts = 4
-
-// robot does one thing that robots do.
-func (r *rig) robot(do int, objects []client.Object) {
+// robot does each of the things that robots do, one after another in random order: a short run has time for few.
+func (r *rig) robot(manifests func() []client.Object) {
 	r.T.Helper()
-	const most = 8
-	some := make([]client.Object, 1+r.random.IntN(most))
-	for i := range some {
-		some[i] = objects[r.random.IntN(len(objects))]
+	acts := []func(objects, some []client.Object){r.delete, r.prune, r.applyAgain, r.revert}
+	for _, do := range r.random.Perm(len(acts)) {
+		objects := manifests()
+		some := slices.Clone(objects)
+		r.random.Shuffle(len(some), func(i, j int) { some[i], some[j] = some[j], some[i] })
+		const most = 8
+		acts[do](objects, some[:1+r.random.IntN(most)])
+		r.during(time.Duration(r.random.Int64N(int64(time.Second / 2))))
 	}
-	switch do {
-	case 0:
-		r.Remove(some...)
-		r.struck("deleted")
-	case 1: // pruned, and applied again once it is gone
-		r.Remove(some...)
-		r.struck("pruned")
-		r.AwaitGone(some...)
-		for _, o := range some {
-			r.apply(o)
-		}
-	case 2:
-		for _, o := range objects {
-			r.apply(o)
-		}
-		r.struck("applied again")
-	default: // what may be changed is changed, and changed back
-		r.random.Shuffle(len(objects), func(i, j int) { objects[i], objects[j] = objects[j], objects[i] })
-		r.revert(objects, len(some))
+}
+
+func (r *rig) delete(_, some []client.Object) {
+	r.T.Helper()
+	r.Remove(some...)
+	r.struck("deleted")
+}
+
+// prune deletes objects, and applies them again once they are gone.
+func (r *rig) prune(_, some []client.Object) {
+	r.T.Helper()
+	r.Remove(some...)
+	r.struck("pruned")
+	r.AwaitGone(some...)
+	for _, o := range some {
+		r.apply(o)
 	}
-	r.during(time.Duration(r.random.Int64N(int64(time.Second / 2))))
+}
+
+func (r *rig) applyAgain(objects, _ []client.Object) {
+	r.T.Helper()
+	for _, o := range objects {
+		r.apply(o)
+	}
+	r.struck("applied again")
 }
 
 // apply makes an object unless it is there. One that is on its way out is left alone.
@@ -145,16 +149,18 @@ func (r *rig) apply(o client.Object) {
 	})
 }
 
-// revert suspends some of the claims that are there and changes their parallelism, and resumes them with another one.
-func (r *rig) revert(objects []client.Object, some int) {
+// revert suspends as many of the claims that are there and changes their parallelism, and resumes them with another one.
+func (r *rig) revert(objects, some []client.Object) {
 	r.T.Helper()
-	for _, o := range objects {
-		if _, ok := o.(*v1alpha1.WorkClaim); !ok || some == 0 {
+	left := len(some)
+	for _, i := range r.random.Perm(len(objects)) {
+		o := objects[i]
+		if _, ok := o.(*v1alpha1.WorkClaim); !ok || left == 0 {
 			continue
 		}
 		if r.changed(o, true) && r.changed(o, false) {
 			r.struck("reverted")
-			some--
+			left--
 		}
 	}
 }
